@@ -1,0 +1,1 @@
+"""Post-purification robustness: measure whether a purified model is really free of its backdoor."""

@@ -1,0 +1,165 @@
+"""What every attack shares: selection, relabelling, training, and the trigger as a value."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ppr_core.config import Field
+from ppr_core.data.images import ImageSet
+from ppr_core.errors import DataError, need
+from ppr_core.method import Method, Outcome, fork
+from ppr_core.training import Schedule, fit
+
+State = Mapping[str, Tensor]
+
+# Source: the authors' code for CIFAR-10 (specified as the recipe of every victim model).
+VICTIM = Schedule(
+    epochs=100, batch_size=128, lr=0.1, weight_decay=5e-4, decay="cosine", drop_last=True
+)
+
+
+@dataclass(frozen=True)
+class Poisoned:
+    """A poisoned training set.
+
+    Attributes:
+        data: all images, the selected ones stamped (and relabelled by a dirty-label attack).
+        indices: which images were stamped: int64, sorted.
+        original: the true labels of those images.
+    """
+
+    data: ImageSet
+    indices: Tensor
+    original: Tensor
+
+
+class Attack(Method):
+    """Poison a training set, then train on it. Subclasses write `stamp`.
+
+    Calling it (`attack(model, train, rng=rng)`) trains a fresh model on the poisoned set. A
+    generator seeded with the run's seed makes the published selection: seed 0 poisons image 11841
+    of CIFAR-10 first.
+    """
+
+    clean_label: ClassVar[bool] = False  # poisons only images of the target class
+
+    poison_rate: float = Field(0.05, ge=0, le=1, description="share of the whole training set")
+    target: int = Field(0, ge=0, description="target label")
+    training: Schedule = Field(VICTIM, description="of the backdoored model")
+
+    def prepare(self, data: ImageSet, *, rng: torch.Generator) -> dict[str, Tensor]:
+        """Train or generate what `stamp` needs, from training images only; saved as a stage."""
+        return {}
+
+    def stamp(self, images: Tensor, *, stage: str, state: State) -> Tensor:
+        """Put the trigger on images, without changing them in place.
+
+        Args:
+            images: (N, C, H, W) uint8; any device.
+            stage: "train" or "test"; some attacks are stronger at test time.
+            state: what `prepare` returned.
+
+        Returns:
+            (N, C, H, W) uint8, on the same device.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.stamp")
+
+    def stamp_train(self, data: ImageSet, indices: Tensor, *, state: State) -> Tensor:
+        """Return the poisoned version of the training images at `indices`."""
+        return self.stamp(data.images[indices], stage="train", state=state)
+
+    def select(self, labels: Tensor, *, seed: int) -> Tensor:
+        """Draw the images to poison: round(rate * N) of the candidates, without replacement.
+
+        Source: Min et al. 2024 follow BackdoorBench: NumPy's legacy generator under the run's seed.
+
+        Raises:
+            DataError: the candidates are fewer than the rate asks for.
+        """
+        count = round(self.poison_rate * len(labels))
+        candidates = np.arange(len(labels))
+        if self.clean_label:
+            candidates = candidates[(labels == self.target).cpu().numpy()]
+        need(
+            count <= len(candidates),
+            f"{type(self).__name__} poisons only the {len(candidates)} images of class "
+            f"{self.target}, so it cannot serve poison_rate {self.poison_rate} ({count} of "
+            f"{len(labels)} images); expected at most {len(candidates) / len(labels):.4g}",
+            DataError,
+        )
+        drawn = np.random.RandomState(seed % 2**32).choice(candidates, count, replace=False)
+        return torch.from_numpy(np.sort(drawn))
+
+    def poison(self, data: ImageSet, *, seed: int, state: State) -> Poisoned:
+        """Return the poisoned training set; images that were not selected stay bit-identical."""
+        self.check_data(data)
+        indices = self.select(data.labels, seed=seed).to(data.device)
+        images, labels = data.images.clone(), data.labels.clone()
+        original = labels[indices]
+        if len(indices):
+            images[indices] = self.stamp_train(data, indices, state=state)
+            labels[indices] = self.target
+        return Poisoned(data.with_images(images).with_labels(labels), indices, original)
+
+    def check_data(self, data: ImageSet) -> None:
+        """Raise DataError at once where the target or the rate cannot be served."""
+        need(
+            self.target < data.num_classes,
+            f"expected a target label below {data.num_classes}, got {self.target}",
+            DataError,
+        )
+        self.select(data.labels, seed=0)
+
+    def run(
+        self, model: nn.Module, data: ImageSet, *, rng: torch.Generator, state: State | None = None
+    ) -> Outcome:
+        """Poison the data and train the model on it."""
+        poisoned = self.poison(data, seed=rng.initial_seed(), state=state or {})
+        history = self.train(model, data, poisoned, rng=fork(rng, "train"), state=state or {})
+        info = {"poisoned": len(poisoned.indices), "poison_rate": self.poison_rate}
+        tensors = {"poison_indices": poisoned.indices, "poison_original": poisoned.original}
+        return Outcome(model, history, info, tensors)
+
+    def train(
+        self,
+        model: nn.Module,
+        data: ImageSet,
+        poisoned: Poisoned,
+        *,
+        rng: torch.Generator,
+        state: State,
+    ) -> list[dict[str, float]]:
+        """Train on the poisoned set; an attack that controls training hooks into `fit` here."""
+        return fit(model, poisoned.data, self.training, rng=rng, name="train")
+
+
+class Clean(Attack):
+    """Poison nothing: the never-poisoned model, trained like every victim."""
+
+    source: ClassVar[str] = "Min et al. 2024, arXiv:2410.09838, sec. 3.1 (control)"
+    poison_rate: float = Field(0.0, ge=0, le=0, description="nothing is poisoned")
+
+    def stamp(self, images: Tensor, *, stage: str, state: State) -> Tensor:
+        """Return the images as they are."""
+        return images.clone()
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """An attack's stamp with all that it needs: what the attacker, and nobody else, holds."""
+
+    attack: Attack
+    state: State
+
+    def __call__(self, images: Tensor, *, stage: str = "test") -> Tensor:
+        """(N, C, H, W) uint8 -> the triggered images, same shape and device."""
+        return self.attack.stamp(images, stage=stage, state=self.state)
+
+    @property
+    def target(self) -> int:
+        """The label that the trigger asks for."""
+        return self.attack.target

@@ -1,0 +1,148 @@
+"""Images resident on one device as uint8, and reproducible augmented batches of them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ppr_core.errors import DataError, need
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labelled images on one device.
+
+    Attributes:
+        images: (N, C, H, W) uint8.
+        labels: (N,) int64 in [0, len(classes)).
+        classes: class names, in label order.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        shape, labels = tuple(self.images.shape), self.labels
+        need(
+            len(shape) == 4 and self.images.dtype == torch.uint8,
+            f"expected uint8 images of shape (N, C, H, W), got {self.images.dtype} {shape}",
+            DataError,
+        )
+        need(
+            labels.shape == shape[:1] and labels.dtype == torch.int64,
+            f"expected {shape[0]} int64 labels, got {labels.dtype} {tuple(labels.shape)}",
+            DataError,
+        )
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, present in this set or not."""
+        return len(self.classes)
+
+    @property
+    def size(self) -> int:
+        """Height of the (square) images, pixels."""
+        return self.images.shape[-1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where images and labels live."""
+        return self.images.device
+
+    def to(self, device: torch.device | str) -> "ImageSet":
+        """Return the same set on another device."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def subset(self, indices: Tensor) -> "ImageSet":
+        """Return the images at `indices` (int64 or bool), in that order."""
+        indices = indices.to(self.device)
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
+
+    def with_images(self, images: Tensor) -> "ImageSet":
+        """Return the same labels with other images."""
+        return replace(self, images=images)
+
+    def with_labels(self, labels: Tensor) -> "ImageSet":
+        """Return the same images with other labels."""
+        return replace(self, labels=labels)
+
+    def __add__(self, other: "ImageSet") -> "ImageSet":
+        images = torch.cat([self.images, other.images.to(self.device)])
+        return replace(self, images=images, labels=torch.cat([self.labels, other.labels]))
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Turn uint8 (N, C, H, W) into float32 pixels in [0, 1], channels last in memory."""
+    return images.to(torch.float32, memory_format=torch.channels_last).div_(255)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Turn pixels in [0, 1] into uint8 by truncation, the rule for every trigger."""
+    return (images.clamp(0, 1) * 255).to(torch.uint8)
+
+
+class Augment:
+    """Random crop with zero padding and horizontal flip, drawn for a whole epoch at once.
+
+    The draws come from a CPU generator, so one seed gives the same crops on every device.
+    """
+
+    def __init__(self, data: ImageSet, *, crop: int, flip: bool) -> None:
+        self.crop, self.flip, self.size = crop, flip, data.size
+        # Channels last, so that one gathered pixel is one contiguous read.
+        images = data.images.permute(0, 2, 3, 1)
+        self.images = torch.nn.functional.pad(images, (0, 0, crop, crop, crop, crop)).contiguous()
+        self.range = torch.arange(self.size, device=data.device)
+
+    def draw(self, count: int, rng: torch.Generator) -> Tensor:
+        """Return one (row, column, flip) triple an image: int64 (count, 3) on the device."""
+        shift = torch.randint(0, 2 * self.crop + 1, (count, 2), generator=rng)
+        flips = torch.randint(0, 2, (count, 1), generator=rng) * int(self.flip)
+        return torch.cat([shift, flips], 1).to(self.images.device)
+
+    def __call__(self, indices: Tensor, draws: Tensor) -> Tensor:
+        """Return the augmented images at `indices`: float32 (B, C, H, W) in [0, 1]."""
+        rows = draws[:, 0:1] + self.range
+        columns = torch.where(draws[:, 2:3] == 1, self.range.flip(0), self.range) + draws[:, 1:2]
+        picked = self.images[indices[:, None, None], rows[:, :, None], columns[:, None, :]]
+        return to_float(picked.permute(0, 3, 1, 2))
+
+
+class Batching(Protocol):
+    """What `batches` reads of a training schedule."""
+
+    batch_size: int
+    crop: int
+    flip: bool
+    drop_last: bool
+
+
+def batches(
+    data: ImageSet, how: Batching, *, rng: torch.Generator, augment: Augment | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield one shuffled epoch of (float32 images in [0, 1], int64 labels), on the data's device.
+
+    Args:
+        data: what to draw from; a set smaller than a batch is one batch.
+        how: batch size, crop, flip, and whether to leave out an unfilled last batch.
+        rng: CPU generator; the only source of randomness.
+        augment: the prepared augmentation of this set, to be reused over epochs.
+    """
+    count = len(data)
+    order = torch.randperm(count, generator=rng).to(data.device)
+    if augment is None and (how.crop or how.flip):
+        augment = Augment(data, crop=how.crop, flip=how.flip)
+    draws = augment.draw(count, rng) if augment else None
+    stop = count - count % how.batch_size if how.drop_last and count >= how.batch_size else count
+    for start in range(0, stop, how.batch_size):
+        chosen = order[start : min(start + how.batch_size, stop)]
+        if augment is None:
+            yield to_float(data.images[chosen]), data.labels[chosen]
+        else:
+            yield augment(chosen, draws[start : start + how.batch_size]), data.labels[chosen]

@@ -1,0 +1,33 @@
+"""What every defense shares: its signature, which is its threat model."""
+
+import torch
+from torch import Tensor, nn
+
+from ppr_core.data.images import ImageSet
+from ppr_core.method import Method
+
+
+class Defense(Method):
+    """Purify a model, given that model and a clean reserve, and nothing else.
+
+    `defense(model, tune, rng=rng)` returns an Outcome. A defense cannot see trigger, target,
+    poison indices or test data. What it may ask for, by naming it keyword-only in its own `run`:
+
+    - `validation`: the held-out part of its own clean reserve, an ImageSet;
+    - `state`: what its own `prepare` returned.
+
+    An oracle overrides `oracle` to return True, and may then also ask for:
+
+    - `trigger`: the attacker's stamp, a callable on uint8 images;
+    - `score`: a function of a model that returns its test {"c_acc", "asr"}.
+    """
+
+    def prepare(
+        self, model: nn.Module, data: ImageSet, *, rng: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Compute what several settings of this defense share; saved as a stage of its own."""
+        return {}
+
+    def preparation(self) -> dict | None:
+        """Return the settings that `prepare` depends on; None: there is nothing to prepare."""
+        return None

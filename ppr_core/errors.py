@@ -1,0 +1,23 @@
+"""The errors a user can meet: each message says what was expected, what was got, how to mend it."""
+
+
+class ConfigError(ValueError):
+    """A setting is unknown, of the wrong type, or out of range."""
+
+
+class DataError(ValueError):
+    """A data set is missing, damaged, or cannot serve what was asked of it."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is missing, damaged, unsafe to load, or of another shape."""
+
+
+class StoreError(RuntimeError):
+    """The tracking store cannot be opened, read or written."""
+
+
+def need(condition: object, message: str, error: type[Exception] = ConfigError) -> None:
+    """Raise `error(message)` unless `condition` holds."""
+    if not condition:
+        raise error(message)

@@ -1,0 +1,130 @@
+"""What every attack, defense and reactivation is: hyper-parameters that can be called."""
+
+import hashlib
+import inspect
+import time
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from ppr_core.config import Settings
+from ppr_core.data.images import ImageSet
+from ppr_core.errors import DataError, need
+from ppr_core.models import clone
+from ppr_core.runtime import Record
+
+
+@dataclass
+class Cost:
+    """What a call took: passes and images through the classifier, seconds, peak memory."""
+
+    forward: int = 0
+    backward: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    peak_bytes: int = 0
+
+
+@dataclass
+class Outcome:
+    """What a method returns.
+
+    Attributes:
+        model: the new model, in eval mode; the one passed in is never changed.
+        history: one record an epoch.
+        info: findings worth a row: labels detected, settings chosen, warnings, ...
+        tensors: further results to keep, such as masks, by name.
+        cost: passes, seconds and memory; filled by the base class.
+    """
+
+    model: nn.Module
+    history: list[Record] = field(default_factory=list)
+    info: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    cost: Cost = field(default_factory=Cost)
+
+
+class Method(Settings):
+    """A frozen group of hyper-parameters, called as `method(model, data, rng=rng)`.
+
+    It holds no model, tensor, device or path. `run` receives a copy of the model, may change it,
+    and returns an Outcome. What else a method needs stands, by name and keyword-only, in its own
+    `run`; the signature is the threat model.
+    """
+
+    version: ClassVar[int] = 1  # raise it when results change: cached stages are then recomputed
+    privileges: ClassVar[str] = "none"  # the information used besides model and clean reserve
+
+    @property
+    def oracle(self) -> bool:
+        """Whether, so configured, it uses what a real defender cannot have."""
+        return False
+
+    def run(self, model: nn.Module, data: ImageSet, *, rng: torch.Generator) -> Outcome:
+        """Do the work on a model that may be changed."""
+        raise NotImplementedError(f"{type(self).__name__}.run")
+
+    def check(self, model: nn.Module, data: ImageSet) -> None:
+        """Raise ConfigError or DataError at once where this method cannot serve model or data."""
+
+    @final
+    def __call__(
+        self, model: nn.Module, data: ImageSet, *, rng: torch.Generator, **named: Any
+    ) -> Outcome:
+        """Check, copy the model, run, measure.
+
+        Args:
+            model: left untouched.
+            data: uint8 images and labels on the model's device.
+            rng: CPU generator, the only source of randomness.
+            named: what this method's own `run` asks for by name, and nothing else.
+
+        Raises:
+            TypeError: a name that `run` does not have, or one that it misses.
+            DataError: no data, or data on another device than the model.
+            ConfigError: this method cannot serve this model.
+        """
+        inspect.signature(self.run).bind(model, data, rng=rng, **named)
+        device = next(model.parameters()).device
+        need(len(data) > 0, f"{type(self).__name__}: expected images, got an empty set", DataError)
+        need(data.device == device, f"expected data on {device}, got {data.device}", DataError)
+        self.check(model, data)
+        cost = Cost()
+        copy = clone(model)
+        hooks = _count_passes(copy, cost)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        clock = time.perf_counter()
+        try:
+            outcome = self.run(copy, data, rng=rng, **named)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        cost.seconds = time.perf_counter() - clock
+        cost.peak_bytes = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+        outcome.cost = cost
+        outcome.model.eval().requires_grad_(True)
+        return outcome
+
+
+def fork(rng: torch.Generator, *names: str | int) -> torch.Generator:
+    """Return an independent generator for one part of a method, without drawing from `rng`."""
+    text = "/".join(map(str, (rng.initial_seed(), *names)))
+    return torch.Generator().manual_seed(int(hashlib.sha256(text.encode()).hexdigest()[:15], 16))
+
+
+def _count_passes(model: nn.Module, cost: Cost) -> list[torch.utils.hooks.RemovableHandle]:
+    """Count passes through the classifier's backbone (through the model where it has none)."""
+
+    def backward(gradient: Tensor) -> None:
+        cost.backward += 1
+
+    def forward(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        cost.forward += 1
+        cost.images += output.shape[0]
+        if output.requires_grad:
+            output.register_hook(backward)
+
+    return [getattr(model, "backbone", model).register_forward_hook(forward)]

@@ -1,0 +1,65 @@
+"""The only definitions of clean accuracy and attack success rate; both in percent."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ppr_core.data.images import ImageSet, to_float
+from ppr_core.errors import DataError, need
+from ppr_core.runtime import Record, autocast
+
+EVAL_BATCH = 500
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Put every module into eval mode, and put each back as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield model.eval()
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@torch.no_grad()
+def logits(model: nn.Module, images: Tensor, batch_size: int = EVAL_BATCH) -> Tensor:
+    """Return the logits (N, classes), float32, of uint8 images (N, C, H, W) in eval mode."""
+    with evaluating(model), autocast(images.device):
+        return torch.cat([model(to_float(part)).float() for part in images.split(batch_size)])
+
+
+def clean_accuracy(model: nn.Module, data: ImageSet) -> float:
+    """Return C-Acc: the percentage of `data` that is predicted as labelled."""
+    return _hit_rate(model, data)
+
+
+def triggered(data: ImageSet, stamp: Callable[[Tensor], Tensor], target: int) -> ImageSet:
+    """Stamp the images whose true class is not the target, and label them with the target.
+
+    Source: Min et al. 2024, arXiv:2410.09838, sec. 3; the exclusion follows the authors' code.
+
+    Raises:
+        DataError: every image is of the target class.
+    """
+    kept = data.subset(data.labels != target)
+    need(len(kept) > 0, f"expected images outside the target class {target}, got none", DataError)
+    stamped = kept.with_images(torch.cat([stamp(part) for part in kept.images.split(2048)]))
+    return stamped.with_labels(torch.full_like(kept.labels, target))
+
+
+def attack_success_rate(model: nn.Module, stamped: ImageSet) -> float:
+    """Return ASR: the percentage of `triggered(...)` images predicted as the target."""
+    return _hit_rate(model, stamped)
+
+
+def evaluate(model: nn.Module, test: ImageSet, stamped: ImageSet) -> Record:
+    """Return {"c_acc", "asr"} of one model, percent."""
+    return {"c_acc": clean_accuracy(model, test), "asr": attack_success_rate(model, stamped)}
+
+
+def _hit_rate(model: nn.Module, data: ImageSet) -> float:
+    need(len(data) > 0, "expected at least one image to evaluate on, got none", DataError)
+    return 100 * (logits(model, data.images).argmax(1) == data.labels).double().mean().item()

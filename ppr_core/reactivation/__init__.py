@@ -1,0 +1,1 @@
+"""Attacks on purified models: what wakes a backdoor that only sleeps."""

@@ -1,0 +1,104 @@
+"""Where and how computations run: device, precision, threads, progress and checkpoints."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import torch
+from torch import nn
+
+from ppr_core.errors import need
+
+Record = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Session:
+    """The caller's choices, so that no method carries any of them.
+
+    Attributes:
+        precision: of matrix products; "auto" is bf16 where the processor has it.
+        deterministic: forbid algorithms whose results vary from run to run.
+        checkpoint: folder of epoch checkpoints, or None.
+        evaluate: called after each epoch of a named training; its figures join the record.
+        report: called after each epoch with (training's name, records so far, epochs in all).
+    """
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    deterministic: bool = False
+    checkpoint: Path | None = None
+    evaluate: Callable[[nn.Module], Record] | None = None
+    report: Callable[[str, list[Record], int], None] | None = None
+
+
+_session: ContextVar[Session] = ContextVar("session", default=Session())
+
+
+def current() -> Session:
+    """Return the session that this code runs in."""
+    return _session.get()
+
+
+@contextlib.contextmanager
+def session(**settings: object) -> Iterator[Session]:
+    """Run what stands inside with these `Session` settings."""
+    new = Session(**settings)
+    token = _session.set(new)
+    before = torch.are_deterministic_algorithms_enabled()
+    try:
+        if new.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(new.deterministic or before)
+        yield new
+    finally:
+        torch.use_deterministic_algorithms(before)
+        _session.reset(token)
+
+
+def cpu_has_bf16() -> bool:
+    """Say whether this processor multiplies bf16 matrices in hardware."""
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return bool(supported and supported())
+
+
+def autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    """Return the context in which forward passes run under the session's precision."""
+    precision = current().precision
+    if precision == "auto":
+        fast = device.type == "cuda" or (device.type == "cpu" and cpu_has_bf16())
+        precision = "bf16" if fast else "fp32"
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device that a study asks for: "auto", "cpu" or "cuda".
+
+    Raises:
+        ConfigError: CUDA is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    need(
+        name != "cuda" or available,
+        "expected a CUDA device, got none on this machine; set device: auto or cpu",
+    )
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def share_cores(processes: int = 1) -> int:
+    """Give this process its share of the cores; return the number of threads.
+
+    OpenMP threads of rival processes that spin while they wait slow each other forty-fold, so they
+    must wait passively; the variable counts only if it is set before torch starts its threads,
+    which is why the command line and the kernels' environment set it as well.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    affinity = getattr(psutil.Process(), "cpu_affinity", None)  # not on macOS
+    cores = len(affinity()) if affinity else os.cpu_count() or 1
+    threads = max(1, cores // max(1, processes))
+    torch.set_num_threads(threads)
+    return threads

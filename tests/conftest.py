@@ -1,0 +1,63 @@
+"""Tiny data and models: every test runs on a CPU in moments."""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import pytest
+import torch
+
+from ppr_core.config import Settings
+from ppr_core.data.images import ImageSet
+from ppr_core.models import build
+from ppr_core.training import Schedule
+
+BUDGETS = {"epochs", "steps", "rounds", "iterations"}
+
+
+def tiny_set(count=48, size=16, classes=4, seed=0):
+    """Noise with a class-dependent colour: learnable in a few steps."""
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % classes
+    images = torch.randint(0, 120, (count, 3, size, size), generator=rng)
+    images[torch.arange(count), labels % 3] += 30 + 30 * (labels // 3).view(-1, 1, 1)
+    names = tuple(f"class{i}" for i in range(classes))
+    return ImageSet(images.to(torch.uint8), labels, names)
+
+
+def tiny_model(classes=4, seed=0):
+    return build({"name": "resnet18", "width": 4, "blocks": 1}, classes, seed=seed)
+
+
+def shrink(method: Settings) -> Settings:
+    """Cut every budget of a method (and of its groups) to the least that still runs."""
+    small = {}
+    for name in type(method).model_fields:
+        value = getattr(method, name)
+        if isinstance(value, Schedule):
+            small[name] = value.replace(epochs=1, steps=2, batch_size=16)
+        elif isinstance(value, Settings):
+            small[name] = shrink(value)
+        elif name in BUDGETS or name.split("_")[-1] in BUDGETS:
+            small[name] = min(value, 2) if isinstance(value, int) else value
+    return method.replace(**small)
+
+
+@pytest.fixture
+def data():
+    return tiny_set()
+
+
+@pytest.fixture
+def model():
+    return tiny_model().eval()
+
+
+@pytest.fixture
+def rng():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _two_threads():
+    torch.set_num_threads(max(1, min(2, torch.get_num_threads())))
