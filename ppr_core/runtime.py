@@ -36,7 +36,7 @@ class Session:
     report: Callable[[str, list[Record], int], None] | None = None
 
 
-_session: ContextVar[Session] = ContextVar("session", default=Session())
+_session: ContextVar[Session] = ContextVar("session", default=Session())  # noqa: B039 (frozen)
 
 
 def current() -> Session:
