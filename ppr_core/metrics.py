@@ -63,3 +63,9 @@ def evaluate(model: nn.Module, test: ImageSet, stamped: ImageSet) -> Record:
 def _hit_rate(model: nn.Module, data: ImageSet) -> float:
     need(len(data) > 0, "expected at least one image to evaluate on, got none", DataError)
     return 100 * (logits(model, data.images).argmax(1) == data.labels).double().mean().item()
+
+
+def psnr(images: Tensor, changed: Tensor) -> float:
+    """Return the mean peak signal-to-noise ratio (dB) of uint8 images against changed ones."""
+    error = (images.float() - changed.float()).square().flatten(1).mean(1).clamp_min(1e-12)
+    return float((10 * torch.log10(255**2 / error)).mean())

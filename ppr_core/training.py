@@ -36,6 +36,9 @@ class Schedule(Settings):
     amsgrad: bool = Field(False, description="Adam's AMSGrad variant")
     decay: Literal["constant", "cosine"] = Field("constant", description="cosine: to zero")
     decay_by: Literal["epoch", "step"] = Field("epoch", description="when the rate changes")
+    half_wave: int | None = Field(
+        None, ge=1, description="cosine: steps from the full rate to zero; none: the whole training"
+    )
     crop: int = Field(4, ge=0, description="zero padding of the random crop, pixels a side")
     flip: bool = Field(True, description="flip half of the images left to right")
     drop_last: bool = Field(False, description="leave out the last batch if it is not full")
@@ -54,7 +57,7 @@ class Schedule(Settings):
         if self.decay == "constant":
             return self.lr
         done = step if self.decay_by == "step" else step // epoch_steps * epoch_steps
-        return self.lr * 0.5 * (1 + math.cos(math.pi * done / total))
+        return self.lr * 0.5 * (1 + math.cos(math.pi * done / (self.half_wave or total)))
 
 
 def make_optimizer(parameters: Iterable[Tensor], schedule: Schedule) -> torch.optim.Optimizer:

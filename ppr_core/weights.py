@@ -29,11 +29,14 @@ def moved(parameters: Sequence[Tensor], by: Sequence[Tensor]) -> Iterator[None]:
     with torch.no_grad():
         saved = [p.detach().clone() for p in parameters]
         torch._foreach_add_(parameters, list(by))
+    # Autocast keeps the casts of the weights that it saw, and does not notice a change in place.
+    torch.clear_autocast_cache()
     try:
         yield
     finally:
         with torch.no_grad():
             torch._foreach_copy_(parameters, saved)
+        torch.clear_autocast_cache()
 
 
 def scaled_to(direction: Sequence[Tensor], length: float | Tensor) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """What every attack shares: selection, relabelling, training, and the trigger as a value."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -30,11 +30,13 @@ class Poisoned:
         data: all images, the selected ones stamped (and relabelled by a dirty-label attack).
         indices: which images were stamped: int64, sorted.
         original: the true labels of those images.
+        covers: other images that were stamped and keep their labels: int64, sorted.
     """
 
     data: ImageSet
     indices: Tensor
     original: Tensor
+    covers: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
 
 class Attack(Method):
@@ -46,14 +48,22 @@ class Attack(Method):
     """
 
     clean_label: ClassVar[bool] = False  # poisons only images of the target class
+    learns_trigger: ClassVar[bool] = False  # known only after training (`Outcome.tensors`)
 
     poison_rate: float = Field(0.05, ge=0, le=1, description="share of the whole training set")
     target: int = Field(0, ge=0, description="target label")
     training: Schedule = Field(VICTIM, description="of the backdoored model")
 
     def prepare(self, data: ImageSet, *, rng: torch.Generator) -> dict[str, Tensor]:
-        """Train or generate what `stamp` needs, from training images only; saved as a stage."""
+        """Train or generate what `stamp` needs, from training images only; saved as a stage.
+
+        Keys that begin with "report." are scalars to log; the others belong to the attack.
+        """
         return {}
+
+    def preparation(self) -> dict | None:
+        """Return the settings that `prepare` depends on; None: there is nothing to prepare."""
+        return None
 
     def stamp(self, images: Tensor, *, stage: str, state: State) -> Tensor:
         """Put the trigger on images, without changing them in place.
@@ -117,12 +127,17 @@ class Attack(Method):
     def run(
         self, model: nn.Module, data: ImageSet, *, rng: torch.Generator, state: State | None = None
     ) -> Outcome:
-        """Poison the data and train the model on it."""
+        """Poison the data and train the model on it.
+
+        What an attack that `learns_trigger` has learnt stands in the Outcome's tensors under
+        "trigger." and a name: that name's entry of the state, from then on.
+        """
         poisoned = self.poison(data, seed=rng.initial_seed(), state=state or {})
-        history = self.train(model, data, poisoned, rng=fork(rng, "train"), state=state or {})
-        info = {"poisoned": len(poisoned.indices), "poison_rate": self.poison_rate}
-        tensors = {"poison_indices": poisoned.indices, "poison_original": poisoned.original}
-        return Outcome(model, history, info, tensors)
+        outcome = self.train(model, data, poisoned, rng=fork(rng, "train"), state=state or {})
+        outcome.info |= {"poisoned": len(poisoned.indices), "poison_rate": self.poison_rate}
+        outcome.tensors["poison_indices"] = poisoned.indices
+        outcome.tensors["poison_original"] = poisoned.original
+        return outcome
 
     def train(
         self,
@@ -132,9 +147,9 @@ class Attack(Method):
         *,
         rng: torch.Generator,
         state: State,
-    ) -> list[dict[str, float]]:
+    ) -> Outcome:
         """Train on the poisoned set; an attack that controls training hooks into `fit` here."""
-        return fit(model, poisoned.data, self.training, rng=rng, name="train")
+        return Outcome(model, fit(model, poisoned.data, self.training, rng=rng, name="train"))
 
 
 class Clean(Attack):

@@ -28,14 +28,25 @@ class Blended(Attack):
     def stamp(self, images: Tensor, *, stage: str, state: State) -> Tensor:
         """Blend, clip, and truncate to whole grey levels."""
         ratio = self.train_ratio if stage == "train" else self.test_ratio
-        noise = _noise(self.sigma, self.noise_seed, images.shape[-1]).to(images.device)
-        # In float32 (not float64) the truncation is the exact floor for every pair of levels.
-        mixed = (1 - ratio) * images.double() + ratio * noise.double()
-        return mixed.float().clamp_(0, 255).to(torch.uint8)
+        noise = noise_image(self.sigma, self.noise_seed, images.shape[-1]).to(images.device)
+        return blend(images, noise, ratio)
+
+
+def blend(images: Tensor, picture: Tensor, ratio: float | Tensor) -> Tensor:
+    """Mix uint8 images with a uint8 picture, truncating to whole grey levels.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        picture: uint8, broadcast over the images.
+        ratio: share of the picture; a tensor (float64) is broadcast as well.
+    """
+    mixed = (1 - ratio) * images.double() + ratio * picture.double()
+    # In float32 (not float64) the truncation is the exact floor for every pair of levels.
+    return mixed.float().clamp_(0, 255).to(torch.uint8)
 
 
 @lru_cache(maxsize=8)
-def _noise(sigma: float, seed: int, size: int) -> Tensor:
+def noise_image(sigma: float, seed: int, size: int) -> Tensor:
     """Return the noise (1, 3, size, size) uint8, drawn at the input's own size."""
     drawn = np.random.default_rng(seed).standard_normal((1, 3, size, size))
     return torch.from_numpy(np.clip(np.round(127.5 + sigma * drawn), 0, 255).astype(np.uint8))

@@ -108,10 +108,14 @@ class Augment:
 
     def __call__(self, indices: Tensor, draws: Tensor) -> Tensor:
         """Return the augmented images at `indices`: float32 (B, C, H, W) in [0, 1]."""
+        return to_float(self.pick(indices, draws))
+
+    def pick(self, indices: Tensor, draws: Tensor) -> Tensor:
+        """Return the augmented images at `indices`: uint8 (B, C, H, W)."""
         rows = draws[:, 0:1] + self.range
         columns = torch.where(draws[:, 2:3] == 1, self.range.flip(0), self.range) + draws[:, 1:2]
         picked = self.images[indices[:, None, None], rows[:, :, None], columns[:, None, :]]
-        return to_float(picked.permute(0, 3, 1, 2))
+        return picked.permute(0, 3, 1, 2)
 
 
 class Batching(Protocol):
@@ -146,3 +150,10 @@ def batches(
             yield to_float(data.images[chosen]), data.labels[chosen]
         else:
             yield augment(chosen, draws[start : start + how.batch_size]), data.labels[chosen]
+
+
+def augmented(data: ImageSet, how: Batching, *, rng: torch.Generator) -> ImageSet:
+    """Return the set with crop and flip drawn once, for a tuning that reuses them every epoch."""
+    augment = Augment(data, crop=how.crop, flip=how.flip)
+    everything = torch.arange(len(data), device=data.device)
+    return data.with_images(augment.pick(everything, augment.draw(len(data), rng)))

@@ -41,3 +41,15 @@ def reserve(data: ImageSet, count: int, validation: float, seed: int) -> Reserve
     held = round(validation * count)
     index = torch.arange(count)
     return Reserve(tune=drawn.subset(index[held:]), validation=drawn.subset(index[:held]))
+
+
+def hold_out(data: ImageSet, *, rng: torch.Generator) -> tuple[ImageSet, ImageSet]:
+    """Return (nine tenths of the images or more, the rest: 1000 at most), drawn at random.
+
+    Raises:
+        DataError: a tenth of the images is less than two.
+    """
+    held = min(1000, len(data) // 10)
+    need(held > 1, f"expected at least 20 images to hold some out, got {len(data)}", DataError)
+    order = torch.randperm(len(data), generator=rng)
+    return data.subset(order[held:]), data.subset(order[:held])

@@ -1,7 +1,29 @@
 """Backdoor defenses, one file a paper; a new one is registered here and nowhere else."""
 
+from ppr_core.defenses.anp import Anp
 from ppr_core.defenses.base import Defense
+from ppr_core.defenses.bti import Bti
+from ppr_core.defenses.bti_sam import BtiSam
+from ppr_core.defenses.ep import ExactPurification
+from ppr_core.defenses.finetune import FeTuning, Ft, FtInit, Lp
+from ppr_core.defenses.fst import Fst
+from ppr_core.defenses.ft_sam import FtSam
+from ppr_core.defenses.ibau import IBau
+from ppr_core.defenses.pam import Pam
 
-DEFENSES: dict[str, type[Defense]] = {}
+DEFENSES: dict[str, type[Defense]] = {
+    "ep": ExactPurification,
+    "anp": Anp,
+    "ibau": IBau,
+    "ft": Ft,
+    "lp": Lp,
+    "ft_init": FtInit,
+    "fe_tuning": FeTuning,
+    "ft_sam": FtSam,
+    "fst": Fst,
+    "bti": Bti,
+    "bti_sam": BtiSam,
+    "pam": Pam,
+}
 
 __all__ = ["DEFENSES", "Defense"]

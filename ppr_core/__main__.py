@@ -1,0 +1,7 @@
+"""Run the command line as `python -m ppr_core`."""
+
+import sys
+
+from ppr_core.cli import main
+
+sys.exit(main())

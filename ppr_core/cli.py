@@ -1,0 +1,359 @@
+"""The command line: `python -m ppr_core ...`, also installed as `ppr`; the only papermill user."""
+
+import argparse
+import ast
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+# Before torch starts its threads: rivals that spin while they wait slow each other forty-fold.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import yaml
+
+from ppr_core.errors import CheckpointError, ConfigError, DataError, StoreError, need
+
+ROOT = Path(__file__).resolve().parent.parent
+KINDS = ("attacks", "defenses", "datasets", "models")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; return its exit code (2: a user's mistake, 1: something failed)."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("alembic", "mlflow", "papermill", "matplotlib", "traitlets"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        return arguments.command(arguments)
+    except (ConfigError, DataError, CheckpointError, StoreError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the next start goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `ppr list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ppr", description="Is a purified model really safe?")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(command=run)
+        return command
+
+    study = add("study", _study, "compute a study, execute its notebooks, write its report")
+    _study_arguments(study)
+    study.add_argument("--engine", choices=("local", "ray"), default="local", help="where to run")
+    study.add_argument("--gpu-share", type=float, default=1.0, help="GPU share of a stage (ray)")
+    study.add_argument("--no-notebooks", action="store_true", help="compute the stages only")
+    study.add_argument("--dry-run", action="store_true", help="list the stages and what is cached")
+    run = add("run", _run, "execute one notebook with a study's settings")
+    run.add_argument("notebook", help="path, or name such as 02_retuning_attack")
+    run.add_argument("-f", "--file", help="study file whose settings it gets")
+    run.add_argument("-p", "--set", action="append", default=[], metavar="KEY=VALUE")
+    listing = add("list", _list, "list what there is, with sources and hyper-parameters")
+    listing.add_argument("kind", choices=KINDS)
+    listing.add_argument("name", nargs="?", help="show this one's hyper-parameters")
+    listing.add_argument("--format", choices=("text", "csv"), default="text")
+    report = add("report", _report, "print a study's table, or write its HTML report")
+    _study_arguments(report)
+    report.add_argument("--format", choices=("text", "csv", "html"), default="text")
+    for name, run_server, text in (
+        ("ui", _ui, "open the MLflow UI on 127.0.0.1"),
+        ("lab", _lab, "open JupyterLab on 127.0.0.1"),
+    ):
+        server = add(name, run_server, text)
+        server.add_argument("--port", type=int, default=5000 if name == "ui" else 8888)
+    add("doctor", _doctor, "check versions, device, store, disk and threads")
+    return parser
+
+
+def _study_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("file", help="study file, such as params/demo.yaml")
+    command.add_argument(
+        "-p", "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting"
+    )
+
+
+def _settings(file: str | None, pairs: list[str]) -> dict[str, Any]:
+    """Read a study file and overrides such as `training.epochs=3` into one mapping."""
+    from ppr_core.config import Study
+
+    values = Study.load(file).model_dump(exclude_unset=True) if file else {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        need(equals, f"expected KEY=VALUE, got {pair!r}")
+        place = values
+        *groups, last = key.split(".")
+        for group in groups:
+            place = place.setdefault(group, {})
+            need(isinstance(place, dict), f"expected {group!r} in {key!r} to be a group")
+        try:
+            place[last] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{key}: expected a YAML value, got {text!r}: {error}") from None
+    return values
+
+
+def _study(arguments: argparse.Namespace) -> int:
+    from ppr_core import engine, report, results
+    from ppr_core.config import Study
+    from ppr_core.plan import Plan
+    from ppr_core.study import Lab
+    from ppr_core.tracking import Store
+
+    plan = Plan(Study(**_settings(arguments.file, arguments.set)))
+    for name in plan.study.notebooks:
+        find_notebook(name)
+    store = Store()
+    if arguments.dry_run:
+        return _dry_run(plan, Lab(store))
+    closed = store.close_stale()
+    if closed:
+        print(f"closed {closed} run(s) of a killed start; going on from their checkpoints")
+    stages = plan.stages()
+    print(f"study {plan.study.name}: {len(stages)} stages on {plan.device}", flush=True)
+    failures = engine.run(plan, Lab(store), arguments.engine, arguments.gpu_share)
+    results.log_cells(plan, store)
+    print("\n" + results.text_table(results.cells(plan, store)) + "\n", flush=True)
+    broken = 0
+    if not arguments.no_notebooks:
+        for name in plan.study.notebooks:
+            broken += execute(find_notebook(name), plan, store)
+    path = report.write(plan, store)
+    print(f"report   {path}")
+    print("compare  make ui      (MLflow, experiment " + repr(plan.study.name) + ")")
+    print("explore  make lab     (JupyterLab, notebooks/)")
+    for name, reason in failures.items():
+        print(f"failed   {name}: {reason}", file=sys.stderr)
+    return 1 if failures or broken else 0
+
+
+def _dry_run(plan: Any, lab: Any) -> int:
+    for stage in plan.stages():
+        print(f"{'cached ' if lab.cached(stage) else 'compute'}  {stage.name}")
+    return 0
+
+
+# -- notebooks -----------------------------------------------------------------------------------
+
+
+def find_notebook(name: str) -> Path:
+    """Return the path of a notebook given by path or by name.
+
+    Raises:
+        ConfigError: no such notebook; the known ones are listed.
+    """
+    known = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    for path in (Path(name), ROOT / "notebooks" / name, ROOT / "notebooks" / f"{name}.ipynb"):
+        if path.suffix == ".ipynb" and path.is_file():
+            return path.resolve()
+    names = ", ".join(path.stem for path in known)
+    raise ConfigError(f"expected a notebook, got {name!r}; known: {names}")
+
+
+def declared(notebook: Path) -> dict[str, Any]:
+    """Return the names and literal defaults of a notebook's parameters cell."""
+    import nbformat
+
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            nodes = ast.parse(cell.source).body
+            return {node.target.id: ast.literal_eval(node.value) for node in nodes}
+    raise ConfigError(f"expected a cell tagged 'parameters' in {notebook}, got none")
+
+
+def execute(notebook: Path, plan: Any, store: Any) -> int:
+    """Execute a notebook with a study's settings, unless the store has just that execution.
+
+    Returns:
+        0, or 1 where a cell failed; the executed copy is an artifact in both cases.
+    """
+    import papermill
+    from jupyter_client.manager import AsyncKernelManager
+    from papermill.exceptions import PapermillExecutionError
+
+    from ppr_core.config import digest
+
+    class QuietKernelManager(AsyncKernelManager):
+        """Talks over files, not TCP ports: parallel executions cannot collide."""
+
+        transport = "ipc"
+
+    settings = plan.study.model_dump(exclude_unset=True)
+    settings = {key: value for key, value in settings.items() if key in declared(notebook)}
+    key = digest([notebook.read_text(), settings, [stage.key for stage in plan.stages()]])
+    if store.find(key):
+        print(f"notebook {notebook.stem}: executed before, nothing has changed")
+        return 0
+    run_id = store.start(
+        plan.study.name,
+        notebook.stem,
+        tags={"kind": "notebook", "notebook": notebook.stem, "key": key},
+        params={name: value for name, value in settings.items() if name != "name"},
+    )
+    print(f"notebook {notebook.stem} ...", flush=True)
+    os.environ["PPR_RUN"] = run_id
+    error = ""
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / notebook.name
+        try:
+            papermill.execute_notebook(
+                str(notebook),
+                str(copy),
+                settings,
+                kernel_name="python3",
+                kernel_manager_class=QuietKernelManager,
+                cwd=str(ROOT),
+                progress_bar=False,
+            )
+        except PapermillExecutionError as failure:
+            error = f"cell {failure.exec_count}: {failure.ename}: {failure.evalue}"
+        except (RuntimeError, OSError) as failure:  # a kernel that died or never started
+            error = f"{type(failure).__name__}: {failure}"
+        finally:
+            del os.environ["PPR_RUN"]
+        if copy.exists():
+            store.attach(run_id, copy)
+    store.finish(run_id, "FAILED" if error else "FINISHED")
+    if error:
+        print(f"notebook {notebook.stem} failed in {error}", file=sys.stderr)
+    return 1 if error else 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from ppr_core.config import Study, unknown
+    from ppr_core.plan import Plan
+    from ppr_core.tracking import Store
+
+    notebook = find_notebook(arguments.notebook)
+    known = declared(notebook)
+    for pair in arguments.set:
+        name = pair.partition("=")[0].split(".")[0]
+        need(name in known, unknown(f"parameter of {notebook.stem}", name, known))
+    values = _settings(arguments.file, arguments.set)
+    plan = Plan(Study(**{**known, **values}))
+    return execute(notebook, plan, Store())
+
+
+# -- listings and checks ---------------------------------------------------------------------
+
+
+def _registries() -> Mapping[str, Mapping[str, type]]:
+    from ppr_core.attacks import ATTACKS
+    from ppr_core.data import DATASETS
+    from ppr_core.defenses import DEFENSES
+    from ppr_core.models import MODELS
+
+    return dict(zip(KINDS, (ATTACKS, DEFENSES, DATASETS, MODELS), strict=True))
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    import pandas as pd
+
+    from ppr_core.config import unknown
+
+    registry = _registries()[arguments.kind]
+    if arguments.name:
+        need(
+            arguments.name in registry,
+            unknown(arguments.kind.removesuffix("s"), arguments.name, registry),
+        )
+        table = pd.DataFrame(registry[arguments.name].describe())
+    else:
+        table = pd.DataFrame([_entry(name, cls) for name, cls in registry.items()])
+    if arguments.format == "csv":
+        table.to_csv(sys.stdout, index=False)
+    else:
+        _print_columns(table)
+    return 0
+
+
+def _entry(name: str, cls: type) -> dict[str, str]:
+    about = (cls.__doc__ or "").strip().splitlines()[0]
+    row = {"name": name, "about": about, "source": cls.source}
+    if hasattr(cls, "privileges"):
+        row["privileges"] = cls.privileges
+    settings = [f"{row['name']}={row['default']}" for row in cls.describe()]
+    return {**row, "settings": " ".join(settings)}
+
+
+def _print_columns(table: Any) -> None:
+    """Print a table with its last column cut to the terminal's width."""
+    width = shutil.get_terminal_size((160, 24)).columns
+    widths = [max(len(str(v)) for v in [name, *table[name]]) for name in table.columns]
+    for row in [list(table.columns), *table.to_numpy().tolist()]:
+        line = "  ".join(f"{value!s:{size}s}" for value, size in zip(row, widths, strict=True))
+        print(line.rstrip() if not sys.stdout.isatty() else line[:width].rstrip())
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from ppr_core import report, results
+    from ppr_core.config import Study
+    from ppr_core.plan import Plan
+    from ppr_core.tracking import Store
+
+    plan, store = Plan(Study(**_settings(arguments.file, arguments.set))), Store()
+    if arguments.format == "html":
+        print(report.write(plan, store))
+        return 0
+    rows = results.cells(plan, store)
+    if arguments.format == "csv":
+        rows.to_csv(sys.stdout, index=False)
+    else:
+        print(results.text_table(rows))
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from ppr_core import doctor
+
+    return doctor.check()
+
+
+# -- servers -----------------------------------------------------------------------------------
+
+
+def free_port(port: int) -> int:
+    """Return this port if it is free on 127.0.0.1, or the next free one."""
+    import socket
+
+    for candidate in range(port, port + 100):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", candidate)) != 0:
+                return candidate
+    raise ConfigError(f"expected a free port from {port} to {port + 99}, got none; use --port")
+
+
+def _ui(arguments: argparse.Namespace) -> int:
+    from ppr_core.tracking import Store
+
+    store, port = Store(), free_port(arguments.port)
+    environment = {
+        **os.environ,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    print(f"MLflow UI on http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning")
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store.uri]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    return subprocess.call(command, env=environment)
+
+
+def _lab(arguments: argparse.Namespace) -> int:
+    port = free_port(arguments.port)
+    command = [sys.executable, "-m", "jupyterlab", "--ip=127.0.0.1", f"--port={port}"]
+    command += [f"--ServerApp.root_dir={ROOT}", "--LabApp.default_url=/lab/tree/notebooks"]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        command.append("--allow-root")
+    return subprocess.call(command)

@@ -1,0 +1,31 @@
+"""BTI: unlearn the inverted trigger by tuning on reversed images with their true labels."""
+
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ppr_core.config import Field
+from ppr_core.defenses.unlearning import Mix, Unlearning
+from ppr_core.training import Schedule
+
+
+class Bti(Unlearning):
+    """BTI-DBF (U): tune for true labels, and for features that a trigger does not move."""
+
+    source: ClassVar[str] = "Xu et al. 2024, ICLR, OpenReview Tw9wemV6cb; Min et al. 2024, sec. C"
+
+    tuning: Schedule = Field(
+        Schedule(epochs=30, optimizer="adam", lr=1e-4), description="of the classifier, each round"
+    )
+
+    def hooks(self, model: nn.Module, mix: Mix) -> dict[str, Any]:
+        """Return the loss; both passes train, and both update the batch-norm statistics."""
+
+        def loss(images: Tensor, labels: Tensor) -> Tensor:
+            features = model.features(mix(images, labels)[0])
+            plain = model.features(images)
+            moved = F.mse_loss(features.float(), plain.float())
+            return F.cross_entropy(model.head(features), labels) + moved
+
+        return {"loss": loss}

@@ -1,0 +1,93 @@
+"""FST: feature shift tuning, which pushes the head away from its backdoored weights."""
+
+from typing import Annotated, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ppr_core.config import Field
+from ppr_core.data.images import ImageSet
+from ppr_core.defenses.base import Defense
+from ppr_core.defenses.finetune import draw_head, keep_norm
+from ppr_core.errors import need
+from ppr_core.method import Outcome, fork
+from ppr_core.metrics import clean_accuracy
+from ppr_core.runtime import Record
+from ppr_core.training import Loss, Schedule, fit
+from ppr_core.weights import snapshot
+
+
+class Fst(Defense):
+    """Draw the head anew and tune all weights under a penalty on its likeness to the old head.
+
+    After every step the head's weight (not its bias) is scaled back to the norm that it had in
+    the backdoored model.
+    """
+
+    source: ClassVar[str] = "Min et al. 2023, arXiv:2310.01875, alg. 1; Min et al. 2024, sec. C.10"
+
+    alpha: float = Field(0.1, ge=0, description="weight of the penalty")
+    alphas: list[Annotated[float, Field(ge=0)]] = Field(
+        [], description="grid to choose alpha from, by validation C-Acc; empty: take alpha"
+    )
+    floor: float = Field(92.0, ge=0, le=100, description="least validation C-Acc, percent")
+    schedule: Schedule = Field(Schedule(epochs=10, lr=0.01, decay="cosine"), description="tuning")
+
+    def run(
+        self,
+        model: nn.Module,
+        data: ImageSet,
+        *,
+        rng: torch.Generator,
+        validation: ImageSet | None = None,
+    ) -> Outcome:
+        """Tune, at one alpha or at the largest of a grid that keeps the accuracy.
+
+        Args:
+            model: is changed.
+            data: clean images.
+            rng: of the head, the shuffles and the crops.
+            validation: clean images that alpha is chosen on; needed with a grid only.
+
+        Raises:
+            ConfigError: a grid and nothing to choose on.
+        """
+        if not self.alphas:
+            return Outcome(model, self._tune(model, data, self.alpha, rng, "tune"))
+        need(validation, "expected a validation set to choose alpha on, got none; or set alpha")
+        start, tried = snapshot(model), []
+        for alpha in sorted(self.alphas, reverse=True):
+            model.load_state_dict(start)
+            history = self._tune(model, data, alpha, rng)
+            accuracy = clean_accuracy(model, validation)
+            tried.append({"alpha": alpha, "val_c_acc": accuracy})
+            if accuracy >= self.floor:
+                break
+        return Outcome(model, history, {"alpha": alpha, "sweep": tried})
+
+    def _tune(
+        self, model: nn.Module, data: ImageSet, alpha: float, rng: torch.Generator, name: str = ""
+    ) -> list[Record]:
+        head = model.linear
+        old, keep = head.weight.detach().clone(), keep_norm(head.weight)
+        draw_head(head, fork(rng, "head"))
+        return fit(
+            model,
+            data,
+            self.schedule,
+            rng=fork(rng, "tune"),
+            loss=shift_loss(model, old, alpha),
+            after_step=keep,
+            name=name,
+        )
+
+
+def shift_loss(model: nn.Module, old: Tensor, alpha: float) -> Loss:
+    """Return cross-entropy plus alpha times the inner product of the head's weight with `old`."""
+
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        shift = (model.linear.weight * old).sum()
+        return F.cross_entropy(model(images), labels) + alpha * shift
+
+    return loss

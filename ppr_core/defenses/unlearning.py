@@ -1,0 +1,207 @@
+"""Unlearn a trigger that a source has found: what bti, bti_sam and pam share."""
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import SerializeAsAny, model_validator
+from torch import Tensor, nn
+
+from ppr_core.config import Field, from_registry
+from ppr_core.data.images import ImageSet
+from ppr_core.defenses.base import Defense
+from ppr_core.defenses.inversion import Inversion
+from ppr_core.defenses.sources import Change, RealTrigger, State, TriggerSource
+from ppr_core.errors import DataError, need
+from ppr_core.method import Outcome, fork
+from ppr_core.metrics import clean_accuracy
+from ppr_core.runtime import autocast
+from ppr_core.training import Schedule, fit, make_optimizer
+from ppr_core.weights import snapshot
+
+Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+SOURCES: dict[str, type[TriggerSource]] = {"bti": Inversion, "real": RealTrigger}
+
+
+class Unlearning(Defense):
+    """Rounds of looking for a trigger and of tuning on images that carry it, rightly labelled.
+
+    Subclasses say in `hooks` how they step.
+    """
+
+    privileges: ClassVar[str] = "none; the target label is estimated"
+
+    inversion: SerializeAsAny[TriggerSource] = Field(
+        Inversion(), description="source of triggers; by name (bti, real) and settings in a file"
+    )
+    tuning: Schedule = Field(Schedule(), description="of the classifier, each round")
+    reversed_share: float = Field(0.1, ge=0, le=1, description="triggered images, share of a batch")
+    rounds: int = Field(5, ge=1, description="rounds of inversion and tuning")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_source(cls, values: Any) -> Any:
+        """Take {"inversion": {"name": ...}} as another source than the default one."""
+        if isinstance(values, Mapping):
+            wanted = values.get("inversion")
+            if isinstance(wanted, str) or (isinstance(wanted, Mapping) and "name" in wanted):
+                return {**values, "inversion": from_registry(SOURCES, wanted, "trigger source")}
+        return values
+
+    @property
+    def oracle(self) -> bool:
+        """Whether the source is handed the attacker's trigger."""
+        return self.inversion.oracle
+
+    def check(self, model: nn.Module, data: ImageSet) -> None:
+        """Raise ConfigError where the source cannot serve model or data."""
+        self.inversion.check(model, data)
+
+    def preparation(self) -> dict[str, Any] | None:
+        """Return what the first round of inversion depends on: the source, nothing else."""
+        return self.inversion.preparation()
+
+    def prepare(
+        self, model: nn.Module, data: ImageSet, *, rng: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Return the first round's inversion, which every way to step shares."""
+        self.check(model, data)
+        return self.inversion.invert(model, data, rng=rng, state={})
+
+    def run(
+        self,
+        model: nn.Module,
+        data: ImageSet,
+        *,
+        rng: torch.Generator,
+        state: State | None = None,
+        validation: ImageSet | None = None,
+        trigger: Change | None = None,
+    ) -> Outcome:
+        """Invert and tune.
+
+        Args:
+            model: is changed.
+            data: clean images.
+            rng: of everything drawn.
+            state: what `prepare` returned; it is computed where it is missing.
+            validation: held-out clean images; their accuracy is reported.
+            trigger: the attacker's stamp, where the source is an oracle.
+        """
+        state = state or self.prepare(model, data, rng=fork(rng, "prepare"))
+        return self.tune(model, data, state, rng=rng, validation=validation, trigger=trigger)
+
+    def tune(
+        self,
+        model: nn.Module,
+        data: ImageSet,
+        state: State,
+        *,
+        rng: torch.Generator,
+        validation: ImageSet | None,
+        trigger: Change | None,
+    ) -> Outcome:
+        """Tune in rounds, looking again for the trigger before each but the first."""
+        reverse: Change
+
+        def mix(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            return triggered_first(images, reverse, self.reversed_share), labels
+
+        optimizer = make_optimizer(model.parameters(), self.tuning)
+        hooks = self.hooks(model, mix)
+        history, done = [], 0
+        for number in range(1, self.rounds + 1):
+            if number > 1:
+                again = fork(rng, "invert", number)
+                state = self.inversion.invert(model, data, rng=again, state=state)
+            if "stop" in state:
+                break
+            reverse = self.inversion.trigger(model, state, trigger)
+            shuffles = fork(rng, "tune", number)
+            records = fit(model, data, self.tuning, rng=shuffles, optimizer=optimizer, **hooks)
+            for record in records:
+                history.append({**record, "epoch": len(history) + 1, "round": number})
+            done = number
+        info = {**self.inversion.findings(state), "rounds": done}
+        if validation is not None and len(validation):
+            info["val_c_acc"] = clean_accuracy(model, validation)
+        return Outcome(model, history, info)
+
+    def hooks(self, model: nn.Module, mix: Mix) -> dict[str, Any]:
+        """Return what `fit` needs to step as this defense does.
+
+        Args:
+            model: as it was handed in.
+            mix: triggers a share of the images of a batch.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.hooks")
+
+
+def triggered_first(images: Tensor, reverse: Change, share: float) -> Tensor:
+    """Return a batch whose first int(share * B + 1) images are triggered.
+
+    A shuffled batch is in random order, so that the first are as good as any others.
+    """
+    count = int(share * len(images) + 1)
+    with torch.no_grad(), autocast(images.device):
+        found = reverse(images[:count])
+    return torch.cat([found, images[count:]])
+
+
+class Stepping(Unlearning):
+    """Unlearning that steps by the gradient taken at a distance rho, which it can choose itself.
+
+    Source: Min et al. 2024, arXiv:2410.09838, sec. 4.2 (the largest rho of a grid at which clean
+    accuracy stays above a floor). Differs from the paper: the floor is a drop from the accuracy
+    that the model had, measured on held-out clean images, not 92 %.
+    """
+
+    rho: float = Field(0.5, ge=0, description="L2 distance of the gradient's point, all weights")
+    rho_grid: list[Annotated[float, Field(ge=0)]] = Field(
+        [], description="choose rho from these, by validation; empty: use rho"
+    )
+    c_acc_drop: float = Field(
+        2.5, ge=0, description="validation accuracy that a chosen rho may cost, percentage points"
+    )
+
+    def run(
+        self,
+        model: nn.Module,
+        data: ImageSet,
+        *,
+        rng: torch.Generator,
+        state: State | None = None,
+        validation: ImageSet | None = None,
+        trigger: Change | None = None,
+    ) -> Outcome:
+        """Invert and tune, with the largest rho that clean accuracy allows.
+
+        Raises:
+            DataError: rho is to be chosen, and there are no validation images.
+        """
+        state = state or self.prepare(model, data, rng=fork(rng, "prepare"))
+        given = {"rng": rng, "validation": validation, "trigger": trigger}
+        if not self.rho_grid:
+            return self.tune(model, data, state, **given)
+        need(
+            validation is not None and len(validation),
+            "expected validation images to choose rho by, got none; hold out a share of the "
+            "reserve, or set rho and an empty rho_grid",
+            DataError,
+        )
+        floor = clean_accuracy(model, validation) - self.c_acc_drop
+        start = snapshot(model)
+        tried: dict[str, float | None] = {f"{rho:g}": None for rho in sorted(self.rho_grid)}
+        # From the largest down: the first that stays above the floor is the answer.
+        for rho in sorted(self.rho_grid, reverse=True):
+            model.load_state_dict(start)
+            outcome = self.replace(rho=rho, rho_grid=[]).tune(model, data, state, **given)
+            tried[f"{rho:g}"] = outcome.info["val_c_acc"]
+            if outcome.info["val_c_acc"] >= floor:
+                break
+        else:
+            doubt = f"no rho of the grid kept validation accuracy above {floor:.2f} %"
+            outcome.info["warnings"] = [*outcome.info.get("warnings", []), doubt]
+        outcome.info |= {"rho": rho, "rho_tried": tried, "val_c_acc_floor": floor}
+        return outcome

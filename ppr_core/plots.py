@@ -1,0 +1,200 @@
+"""Results in, figures out: the only importer of matplotlib and seaborn."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ppr_core.results import label
+
+# Colour-blind safe, and told apart in print by lightness.
+BEFORE, AFTER, CLEAN = "#88b4d8", "#c0392b", "#2c7a4b"
+AMPLIFY = 5  # of the differences that galleries show
+
+sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
+
+
+def _figure(width: float, height: float, **grid: object) -> tuple[Figure, np.ndarray]:
+    """Make a figure that is not shown by itself; whoever asked for it shows it."""
+    figure, axes = plt.subplots(figsize=(width, height), squeeze=False, **grid)
+    plt.close(figure)
+    return figure, axes
+
+
+def gallery(originals: Tensor, triggered: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
+    """Show images, their triggered versions, and the amplified difference.
+
+    Args:
+        originals: (N, 3, H, W) uint8; a column each.
+        triggered: attack -> (at training strength, at test strength), shaped like `originals`.
+    """
+    count = len(originals)
+    rows = 1 + 3 * len(triggered)
+    figure, axes = _figure(1.35 * count + 1.6, 1.35 * rows, nrows=rows, ncols=count)
+    _images(axes[0], originals, "original")
+    for index, (name, (train, test)) in enumerate(triggered.items()):
+        top = 1 + 3 * index
+        difference = (test.float() - originals.float()) * AMPLIFY / 255 + 0.5
+        _images(axes[top], train, f"{name}\ntraining")
+        _images(axes[top + 1], test, f"{name}\ntest")
+        _images(axes[top + 2], difference.clamp(0, 1), f"difference\n× {AMPLIFY}")
+    figure.tight_layout(pad=0.3)
+    return figure
+
+
+def _images(axes: Sequence[Axes], images: Tensor, title: str) -> None:
+    for axis, image in zip(axes, images, strict=True):
+        axis.imshow(image.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
+        axis.set(xticks=[], yticks=[])
+        axis.grid(visible=False)
+    axes[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=10)
+
+
+def robustness_bars(rows: pd.DataFrame) -> Figure:
+    """Draw O-ASR and P-ASR of every defense, a panel an attack, with the controls.
+
+    Args:
+        rows: `results.cells` of a study; bars are means over seeds, whiskers the spread.
+    """
+    rows = rows[rows["status"] == "done"].assign(name=rows.apply(label, axis=1))
+    attacks = list(dict.fromkeys(rows["attack"]))
+    height = 0.42 * rows["name"].nunique() + 1.4
+    figure, axes = _figure(6.2 * len(attacks), height, ncols=len(attacks), sharey=True)
+    for axis, attack in zip(axes[0], attacks, strict=True):
+        here = rows[rows["attack"] == attack]
+        long = here.melt(["name"], ["o_asr", "p_asr"], "when", "asr").dropna(subset="asr")
+        long["when"] = long["when"].map({"o_asr": "after the defense", "p_asr": "after RA"})
+        sns.barplot(
+            long,
+            y="name",
+            x="asr",
+            hue="when",
+            hue_order=["after the defense", "after RA"],
+            palette=[BEFORE, AFTER],
+            errorbar="sd",
+            ax=axis,
+            legend=axis is axes[0][-1],
+        )
+        for bars in axis.containers:
+            if hasattr(bars, "patches"):
+                axis.bar_label(bars, fmt="%.0f", padding=3, fontsize=9)
+        axis.set(title=attack, xlabel="attack success rate (%)", ylabel="", xlim=(0, 112))
+        axis.set_xticks(range(0, 101, 20))
+    axes[0][-1].legend(title="", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+def retuning_curves(history: pd.DataFrame) -> Figure:
+    """Draw ASR and C-Acc after every epoch of the retuning attack.
+
+    Args:
+        history: `results.histories(plan, store, "retuned")`; epoch 0 is before RA.
+    """
+    attacks = list(dict.fromkeys(history["attack"]))
+    size = {"ncols": len(attacks), "nrows": 2, "sharex": True, "sharey": "row"}
+    figure, axes = _figure(5.6 * len(attacks) + 1.2, 6.4, **size)
+    for column, attack in enumerate(attacks):
+        here = history[history["attack"] == attack]
+        for axis, name, title in zip(
+            axes[:, column], ("asr", "c_acc"), ("ASR", "C-Acc"), strict=True
+        ):
+            last = column == len(attacks) - 1 and name == "asr"
+            sns.lineplot(
+                here,
+                x="epoch",
+                y=name,
+                hue="defense",
+                style="defense",
+                markers=True,
+                dashes=False,
+                errorbar="sd",
+                ax=axis,
+                legend=last,
+            )
+            axis.set(xlabel="epoch of retuning", ylabel=f"{title} (%)", title=attack)
+            axis.set_ylim((-3, 103) if name == "asr" else None)
+    axes[0][-1].legend(title="", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    axes[1][0].set_ylim(max(0, history["c_acc"].min() - 3), 101)
+    figure.tight_layout()
+    return figure
+
+
+def rho_curves(rows: pd.DataFrame) -> Figure:
+    """Draw PAM's C-Acc, O-ASR and P-ASR over rho; rho 0 is tuning without a path step.
+
+    Args:
+        rows: `results.cells` of a study with a rho grid.
+    """
+    grid = rows[(rows["defense"] == "pam") & (rows["status"] == "done")]
+    attacks = list(dict.fromkeys(grid["attack"]))
+    figure, axes = _figure(5.4 * len(attacks) + 1.4, 4.2, ncols=len(attacks), sharey=True)
+    lines = {"o_c_acc": "C-Acc", "o_asr": "O-ASR", "p_asr": "P-ASR (after RA)"}
+    for axis, attack in zip(axes[0], attacks, strict=True):
+        here = grid[grid["attack"] == attack].melt(["rho"], list(lines), "figure", "value")
+        here["figure"] = here["figure"].map(lines)
+        sns.lineplot(
+            here,
+            x="rho",
+            y="value",
+            hue="figure",
+            style="figure",
+            palette=[CLEAN, BEFORE, AFTER],
+            markers=True,
+            dashes=False,
+            errorbar="sd",
+            ax=axis,
+            legend=axis is axes[0][-1],
+        )
+        axis.set(title=attack, xlabel="rho (L2 length of the path step)", ylabel="percent")
+        axis.set_ylim(-3, 103)
+    axes[0][-1].legend(title="", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+def training_curves(history: pd.DataFrame) -> Figure:
+    """Draw how C-Acc and ASR grow while the backdoored models are trained.
+
+    Args:
+        history: `results.histories(plan, store, "backdoored")`.
+    """
+    figure, axes = _figure(11, 3.8, ncols=2)
+    for axis, name, title in zip(axes[0], ("c_acc", "asr"), ("C-Acc", "ASR"), strict=True):
+        last = name == "asr"
+        sns.lineplot(
+            history,
+            x="epoch",
+            y=name,
+            hue="attack",
+            style="attack",
+            markers=True,
+            dashes=False,
+            errorbar="sd",
+            ax=axis,
+            legend=last,
+        )
+        axis.set(xlabel="epoch of training", ylabel=f"{title} (%)", ylim=(-3, 103))
+    axes[0][1].legend(title="", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+def trade_off(rows: pd.DataFrame) -> Figure:
+    """Scatter what a defense costs (C-Acc lost) against what it leaves (P-ASR)."""
+    done = rows[(rows["status"] == "done") & rows["p_asr"].notna()]
+    before = rows[rows["defense"] == "none"].set_index(["attack", "seed"])["o_c_acc"]
+    keys = list(zip(done["attack"], done["seed"], strict=True))
+    lost = before.loc[keys].to_numpy() - done["o_c_acc"].to_numpy(dtype=float)
+    done = done.assign(lost=lost, name=done.apply(label, axis=1))
+    figure, axes = _figure(7.6, 4.6)
+    sns.scatterplot(done, x="lost", y="p_asr", hue="name", style="attack", s=90, ax=axes[0][0])
+    axes[0][0].set(xlabel="C-Acc lost (points)", ylabel="P-ASR after RA (%)", ylim=(-3, 103))
+    axes[0][0].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9)
+    figure.tight_layout()
+    return figure

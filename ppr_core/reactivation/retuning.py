@@ -1,0 +1,69 @@
+"""RA: fine-tune a purified model on a few poisoned samples among clean ones."""
+
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from ppr_core.config import Field
+from ppr_core.data.images import Augment, ImageSet
+from ppr_core.data.splits import draw
+from ppr_core.errors import DataError, need
+from ppr_core.method import Method, Outcome, fork
+from ppr_core.training import Schedule, fit
+
+# Poisoned samples by attack. Source: Min et al. 2024, sec. B.2 (CIFAR-10); the number is set where
+# the clean model still stays low. An attack that is not listed takes the field's default.
+PAPER_COUNTS = {"badnet": 5, "blended": 1, "ssba": 10, "lc": 2}
+
+
+class Retuning(Method):
+    """Retune a model on `share` of the training set, `poisoned` samples of it poisoned.
+
+    Augmentation is drawn once and reused in every epoch, and the poisoned samples get none, as in
+    the authors' code. Zero poisoned samples is clean fine-tuning.
+    """
+
+    source: ClassVar[str] = "Min et al. 2024, arXiv:2410.09838, sec. 3.2, B.2"
+    privileges: ClassVar[str] = "attacker: training poisons, target label"
+
+    share: float = Field(0.02, gt=0, le=1, description="samples in all, share of the training set")
+    poisoned: int = Field(5, ge=0, description="poisoned samples among them")
+    any_class: bool = Field(
+        False, description="also draw poisons whose true class is the target (authors' code)"
+    )
+    frozen: bool = Field(True, description="augment once; else every epoch, poisons included")
+    schedule: Schedule = Field(Schedule(epochs=5, lr=0.01), description="of the tuning")
+
+    def run(
+        self, model: nn.Module, data: ImageSet, *, rng: torch.Generator, poisons: ImageSet
+    ) -> Outcome:
+        """Tune on the mixture of clean samples and poisons.
+
+        Args:
+            model: purified, clean or backdoored.
+            data: the clean training images that the attacker draws from.
+            rng: of the draws and the shuffles.
+            poisons: stamped training images, labelled with the target.
+
+        Raises:
+            DataError: fewer poisons or clean images than asked for.
+        """
+        total = round(self.share * len(data))
+        need(
+            self.poisoned <= min(total, len(poisons)),
+            f"expected at most {min(total, len(poisons))} poisoned samples ({total} samples in "
+            f"all, {len(poisons)} poisons to draw from), got {self.poisoned}",
+            DataError,
+        )
+        clean = draw(data, total - self.poisoned, fork(rng, "clean"))
+        schedule = self.schedule
+        if self.frozen:
+            augment = Augment(clean, crop=schedule.crop, flip=schedule.flip)
+            draws = augment.draw(len(clean), fork(rng, "augment"))
+            everything = torch.arange(len(clean), device=data.device)
+            clean = clean.with_images(augment.pick(everything, draws))
+            schedule = schedule.replace(crop=0, flip=False)
+        mixture = clean + draw(poisons, self.poisoned, fork(rng, "poisons"))
+        history = fit(model, mixture, schedule, rng=fork(rng, "shuffle"), name="retuning")
+        return Outcome(model, history, {"samples": total, "poisoned": self.poisoned})

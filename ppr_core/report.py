@@ -1,0 +1,88 @@
+"""One self-contained HTML file a study: table, figures, settings."""
+
+import base64
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from ppr_core import results
+from ppr_core.plan import Plan
+from ppr_core.tracking import Store, commit
+
+TEMPLATE = "report.html.j2"
+
+
+def write(plan: Plan, store: Store) -> Path:
+    """Write a study's report into the store's folder, and log it to MLflow.
+
+    Returns:
+        The path of the HTML file, which needs nothing beside itself.
+    """
+    rows = results.cells(plan, store)
+    environment = Environment(
+        loader=PackageLoader("ppr_core", ""),
+        autoescape=select_autoescape(default=True),
+        undefined=StrictUndefined,
+    )
+    html = environment.get_template(TEMPLATE).render(
+        study=plan.study.name,
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        table=[_line(row) for _, row in results.summary(rows).iterrows()],
+        seeds=plan.study.seeds,
+        findings=results.findings(rows),
+        figures=_figures(plan, store),
+        settings=yaml.safe_dump(plan.study.model_dump(), sort_keys=False),
+        failed=rows[rows["status"] != "done"].to_dict("records"),
+        machine=_machine(plan),
+    )
+    path = store.folder / "reports" / f"{plan.study.name}.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(html)
+    run = store.start(plan.study.name, "report", tags={"kind": "report"})
+    store.attach(run, path)
+    store.finish(run)
+    return path
+
+
+def _line(row: "results.pd.Series") -> dict[str, str]:
+    figures = {name: results.cell_text(row, name) for name in results.FIGURES}
+    change = row["change"]
+    woken = change == change and change >= results.WOKEN_BY
+    return {
+        "attack": row["attack"],
+        "defense": results.label(row),
+        "change": f"{change:+.1f}" if change == change else "",
+        "mark": "woken" if woken else "",
+        **figures,
+    }
+
+
+def _figures(plan: Plan, store: Store) -> list[dict[str, str]]:
+    """Return the newest figures of each executed notebook, as data URIs."""
+    figures = []
+    for notebook in plan.study.notebooks:
+        runs = store.search(
+            plan.study.name,
+            query="attributes.status = 'FINISHED'",
+            kind="notebook",
+            notebook=notebook,
+        )
+        if not runs:
+            continue
+        for path in sorted(store.artifacts(runs[0].info.run_id, "figures").glob("*.png")):
+            data = base64.b64encode(path.read_bytes()).decode()
+            title = path.stem.replace("_", " ")
+            source = Markup(f"data:image/png;base64,{data}")
+            figures.append({"title": title, "notebook": notebook, "source": source})
+    return figures
+
+
+def _machine(plan: Plan) -> str:
+    device = torch.cuda.get_device_name() if plan.device.type == "cuda" else "CPU"
+    python = platform.python_version()
+    return f"{device}, torch {torch.__version__}, Python {python}, commit {commit()[:12]}"

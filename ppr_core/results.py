@@ -1,0 +1,227 @@
+"""A study's results, read from the store: one row a cell, and the curves behind them."""
+
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ppr_core.config import digest
+from ppr_core.metrics import psnr
+from ppr_core.plan import CLEAN, NO_DEFENSE, Plan
+from ppr_core.study import Lab
+from ppr_core.tracking import Store
+
+COLUMNS = [
+    "dataset",
+    "model",
+    "poison_rate",
+    "attack",
+    "defense",
+    "seed",
+    "rho",
+    "o_c_acc",
+    "o_asr",
+    "p_c_acc",
+    "p_asr",
+    "oracle",
+    "seconds",
+    "status",
+]
+FIGURES = ["o_c_acc", "o_asr", "p_c_acc", "p_asr"]
+
+PURIFIED_BELOW = 15.0  # O-ASR (%) up to which a model counts as purified
+WOKEN_BY = 20.0  # rise of ASR (points) under RA from which a backdoor counts as woken
+
+
+def cells(plan: Plan, store: Store) -> pd.DataFrame:
+    """Return one row a cell (attack, defense, seed), in the study's order.
+
+    Figures are percent; o_ is after the defense, p_ after the retuning attack. A cell that failed
+    or was never computed stays in the table, without figures, and says so in `status`.
+    """
+    rows = [_row(plan, store, *cell) for cell in plan.cells()]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _row(plan: Plan, store: Store, attack: str, defense: str, seed: int) -> dict[str, Any]:
+    method = plan.defenses.get(defense)
+    rho = getattr(method, "rho", None)
+    row: dict[str, Any] = {
+        "dataset": plan.study.dataset["name"],
+        "model": plan.study.model["name"],
+        "poison_rate": plan.attacks[attack].poison_rate,
+        "attack": attack,
+        "defense": "pam" if defense.startswith("pam@") else defense,
+        "seed": seed,
+        "rho": rho,
+        "oracle": bool(method and method.oracle),
+    }
+    last = plan.last(attack, defense, seed)
+    run = store.find(last.key)
+    if run is None:
+        return {**row, "status": _why(plan, store, attack, defense, seed)}
+    figures = run.data.metrics
+    if defense == NO_DEFENSE:
+        row |= {"o_c_acc": figures["c_acc"], "o_asr": figures["asr"]}
+        return {**row, "seconds": figures["seconds"], "status": "done"}
+    row |= {name: figures[name] for name in FIGURES}
+    made = None if defense == CLEAN else store.find(plan.purified(attack, defense, seed).key)
+    seconds = made.data.metrics["cost_seconds"] if made else None
+    return {**row, "seconds": seconds, "status": "done"}
+
+
+def _why(plan: Plan, store: Store, attack: str, defense: str, seed: int) -> str:
+    """Say why a cell has no figures: a stage of its chain that failed, or nothing run yet."""
+    chain = [plan.last(attack, defense, seed)]
+    for stage in chain:
+        chain += stage.parents
+        failed = store.search(key=stage.key)
+        if failed and failed[0].info.status == "FAILED":
+            return f"failed: {failed[0].data.tags.get('ppr.error', 'no reason kept')}"
+    return "not run"
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return mean and spread over seeds of each (attack, defense, rho), in the study's order."""
+    keys = ["attack", "defense", "rho", "oracle"]
+    figures = rows.assign(**{name: rows[name].astype(float) for name in FIGURES})
+    figures["failed"] = (rows["status"] != "done").astype(int)
+    grouped = figures.groupby(keys, sort=False, dropna=False)
+    table = grouped[FIGURES].mean()
+    table = table.join(grouped[FIGURES].std(ddof=1).add_suffix("_std"))
+    table["change"] = table["p_asr"] - table["o_asr"]
+    table["seeds"] = grouped["seed"].nunique()
+    table["failed"] = grouped["failed"].sum()
+    return table.reset_index()
+
+
+def findings(rows: pd.DataFrame) -> list[str]:
+    """Say in sentences what the figures show: implanted, purified, woken, and the controls."""
+    table = summary(rows).dropna(subset="o_asr")
+    lines = []
+    for attack, group in table.groupby("attack", sort=False):
+        controls = group["defense"].isin([NO_DEFENSE, CLEAN]) | group["oracle"].astype(bool)
+        purified = group[~controls & (group["o_asr"] <= PURIFIED_BELOW)]
+        woken = purified[purified["change"] >= WOKEN_BY]
+        implanted = group.loc[group["defense"] == NO_DEFENSE, "o_asr"].mean()
+        lines.append(
+            f"{attack}: the backdoored model has ASR {implanted:.1f} %. {len(purified)} of "
+            f"{sum(~controls)} defenses bring it to {PURIFIED_BELOW:.0f} % or less; retuning wakes "
+            f"{len(woken)} of these by {WOKEN_BY:.0f} points or more"
+            + (f" ({', '.join(_rise(row) for _, row in woken.iterrows())})" if len(woken) else "")
+            + "."
+        )
+        kept = group[controls & group["p_asr"].notna()]
+        if len(kept):
+            lines.append(
+                f"{attack}, controls: {', '.join(_rise(row) for _, row in kept.iterrows())}."
+            )
+    return lines
+
+
+def _rise(row: pd.Series) -> str:
+    return f"{label(row)} {row['o_asr']:.1f} to {row['p_asr']:.1f}"
+
+
+def attacks(plan: Plan, lab: Lab, seed: int) -> pd.DataFrame:
+    """Return one row an attack: how strong, how visible, how often, and the clean control."""
+    rows = []
+    for attack in plan.attacks:
+        stage = plan.backdoored(attack, seed)
+        result, trigger = lab.result(stage), lab.trigger(stage)
+        test = plan.images.test
+        control = lab.store.find(plan.retuned(attack, CLEAN, seed).key)
+        rows.append(
+            {
+                "attack": attack,
+                "poisoned": result.info["poisoned"],
+                "psnr_train_db": psnr(test.images, trigger(test.images, stage="train")),
+                "psnr_test_db": psnr(test.images, trigger(test.images)),
+                "c_acc": result.metrics["c_acc"],
+                "asr": result.metrics["asr"],
+                "clean_model_asr": control.data.metrics["o_asr"] if control else None,
+                "seconds": result.metrics["seconds"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def examples(
+    plan: Plan, lab: Lab, seed: int, count: int = 8
+) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+    """Return test images, and for each attack the same images at training and test strength."""
+    images = plan.images.test.images
+    images = images[torch.linspace(0, len(images) - 1, count).long()]
+    made = {}
+    for attack in plan.attacks:
+        trigger = lab.trigger(plan.backdoored(attack, seed))
+        made[attack] = (trigger(images, stage="train"), trigger(images))
+    return images, made
+
+
+def label(row: pd.Series) -> str:
+    """Return how a table names a row: the defense, PAM's rho, and the word oracle."""
+    rho = f" rho {row['rho']:g}" if pd.notna(row["rho"]) else ""
+    return f"{row['defense']}{rho}{' (oracle)' if row['oracle'] else ''}"
+
+
+def text_table(rows: pd.DataFrame) -> str:
+    """Return the result table of a study as aligned text."""
+    heads = " ".join(f"{head:>12s}" for head in ("C-Acc", "O-ASR", "P-ASR"))
+    lines = [f"{'attack':12s} {'defense':22s} {heads} {'change':>8s}"]
+    for _, row in summary(rows).iterrows():
+        figures = [cell_text(row, name) for name in ("o_c_acc", "o_asr", "p_asr")]
+        change = f"{row['change']:+.1f}" if pd.notna(row["change"]) else "-"
+        if row["failed"]:
+            change = "failed" if pd.isna(row["o_asr"]) else change
+        columns = " ".join(f"{figure:>12s}" for figure in figures)
+        lines.append(f"{row['attack']:12s} {label(row):22s} {columns} {change:>8s}")
+    return "\n".join(lines)
+
+
+def cell_text(row: pd.Series, name: str) -> str:
+    """Return one figure of a summary row: mean, and spread where there are several seeds."""
+    if pd.isna(row[name]):
+        return "-"
+    spread = row[f"{name}_std"]
+    return f"{row[name]:.1f}" + (f" ± {spread:.1f}" if pd.notna(spread) else "")
+
+
+def histories(plan: Plan, store: Store, kind: str) -> pd.DataFrame:
+    """Return the per-epoch records of every finished stage of one kind, one row an epoch."""
+    frames = []
+    for stage in plan.stages():
+        run = store.find(stage.key) if stage.kind == kind else None
+        if run is None:
+            continue
+        frame = pd.DataFrame(store.summary(run).history)
+        frame["attack"], frame["defense"] = stage.attack, stage.defense
+        frame["seed"] = stage.seed
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def log_cells(plan: Plan, store: Store) -> None:
+    """Keep one MLflow run a finished cell: all that a person compares, in one row."""
+    rows = cells(plan, store)
+    for (_, row), cell in zip(rows.iterrows(), plan.cells(), strict=True):
+        key = digest(["cell", plan.study.name, *cell, plan.last(*cell).key])
+        if row["status"] != "done" or store.find(key):
+            continue
+        attack, defense, seed = cell
+        run_id = store.start(
+            plan.study.name,
+            f"{attack} / {label(row)} s{seed}",
+            tags={"kind": "cell", "key": key, "attack": attack, "defense": defense},
+            params={
+                name: row[name]
+                for name in ("attack", "defense", "rho", "seed", "dataset", "model", "poison_rate")
+                if pd.notna(row[name])
+            },
+        )
+        figures = {name: row[name] for name in (*FIGURES, "seconds") if pd.notna(row[name])}
+        if pd.notna(row["p_asr"]):
+            figures["asr_change"] = row["p_asr"] - row["o_asr"]
+        store.log(run_id, metrics=figures)
+        store.finish(run_id)

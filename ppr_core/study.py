@@ -1,0 +1,275 @@
+"""Computing a study's stages over a store: each once, then read back."""
+
+import inspect
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ppr_core.attacks import Trigger
+from ppr_core.config import derive
+from ppr_core.data.images import ImageSet
+from ppr_core.method import Outcome
+from ppr_core.metrics import attack_success_rate, clean_accuracy, evaluate, triggered
+from ppr_core.models import Classifier
+from ppr_core.plan import Stage
+from ppr_core.runtime import Record, session
+from ppr_core.tracking import Result, Run, Store
+
+CURVE_IMAGES = 500  # test images behind each point of a training curve
+LOG_EVERY_S = 5.0  # epochs are logged in batches: a request each would slow short trainings
+
+
+class Lab:
+    """Computes stages over one store, and remembers what it has just read.
+
+    Args:
+        store: where results are looked up and kept.
+        report: called after each epoch with (stage, records so far, epochs in all).
+    """
+
+    def __init__(
+        self, store: Store, report: Callable[[Stage, list[Record], int], None] | None = None
+    ) -> None:
+        self.store = store
+        self.report = report
+        self._read: dict[str, Result] = {}
+
+    def cached(self, stage: Stage) -> bool:
+        """Say whether the store holds this stage's result."""
+        return stage.key in self._read or self.store.find(stage.key) is not None
+
+    def result(self, stage: Stage) -> Result:
+        """Return a stage's result: read if the store has it, computed and kept if not."""
+        if stage.key not in self._read:
+            run = self.store.find(stage.key)
+            if run is None:
+                run = self._compute(stage)
+            if len(self._read) >= 64:  # a few hundred MB of weights at the most
+                self._read.pop(next(iter(self._read)))
+            self._read[stage.key] = self.store.load(run)
+        return self._read[stage.key]
+
+    def _compute(self, stage: Stage) -> Run:
+        for parent in stage.parents:
+            self.result(parent)
+        run_id = self.store.start(
+            stage.plan.study.name,
+            stage.name,
+            tags=_tags(stage),
+            params=stage.settings,
+        )
+        logged: set[float] = set()
+        last = time.monotonic()
+
+        def keep(history: list[Record]) -> None:
+            nonlocal last
+            self.store.log(run_id, history=[r for r in history if r["epoch"] not in logged])
+            logged.update(record["epoch"] for record in history)
+            last = time.monotonic()
+
+        def report(name: str, history: list[Record], epochs: int) -> None:
+            if name and time.monotonic() - last > LOG_EVERY_S:
+                keep(history)
+            if self.report:
+                self.report(stage, history, epochs)
+
+        clock = time.perf_counter()
+        try:
+            with session(
+                precision=stage.plan.study.precision,
+                checkpoint=self.store.scratch(stage.key),
+                evaluate=self._evaluator(stage),
+                report=report,
+            ):
+                result = WORK[stage.kind](self, stage)
+            result.metrics["seconds"] = time.perf_counter() - clock
+            self.store.log(run_id, metrics=result.metrics)
+            keep(result.history)
+            self.store.save(run_id, result)
+        except KeyboardInterrupt:
+            self.store.finish(run_id, "KILLED")
+            raise
+        except BaseException as error:
+            self.store.log(run_id, tags={"error": f"{type(error).__name__}: {error}"[:4000]})
+            self.store.finish(run_id, "FAILED")
+            raise
+        self.store.finish(run_id)
+        self.store.drop_scratch(stage.key)
+        return self.store.client.get_run(run_id)
+
+    # -- what stages read --------------------------------------------------------------------
+
+    def model(self, stage: Stage) -> Classifier:
+        """Return the classifier that a stage left behind, in eval mode, on the study's device."""
+        plan = stage.plan
+        model = plan.model.build(plan.images.train.num_classes, seed=stage.seed)
+        weights = {
+            name.removeprefix("model."): tensor
+            for name, tensor in self.result(stage).tensors.items()
+            if name.startswith("model.")
+        }
+        model.load_state_dict(weights)
+        return model.to(plan.device).eval()
+
+    def trigger(self, stage: Stage) -> Trigger:
+        """Return the attacker's trigger for the attack that a stage belongs to."""
+        victim = stage.plan.backdoored(stage.attack, stage.seed)
+        state: dict[str, Tensor] = {}
+        if prepared := victim.parent("prepared"):
+            state |= self.result(prepared).tensors
+        if self.cached(victim):
+            learnt = self.result(victim).tensors.items()
+            state |= {k.removeprefix("trigger."): t for k, t in learnt if k.startswith("trigger.")}
+        state = {name: tensor.to(stage.plan.device) for name, tensor in state.items()}
+        return Trigger(stage.plan.attacks[stage.attack], state)
+
+    def stamped_test(self, stage: Stage) -> ImageSet:
+        """Return the triggered test images of the attack that a stage belongs to."""
+        trigger = self.trigger(stage)
+        return triggered(stage.plan.images.test, trigger, trigger.target)
+
+    def poisons(self, stage: Stage) -> ImageSet:
+        """Return the attacker's stamped training images that RA draws from."""
+        trigger, plan = self.trigger(stage), stage.plan
+        poisoned = trigger.attack.poison(plan.images.train, seed=stage.seed, state=trigger.state)
+        kept = poisoned.indices
+        if not (trigger.attack.clean_label or plan.retuning[stage.attack].any_class):
+            kept = kept[poisoned.original != trigger.target]
+        return poisoned.data.subset(kept)
+
+    def _evaluator(self, stage: Stage) -> Callable[[nn.Module], Record] | None:
+        """Return what is measured each epoch; never anything while a defense runs."""
+        if stage.kind == "retuned":
+            test, stamped = stage.plan.images.test, self.stamped_test(stage)
+            return lambda model: evaluate(model, test, stamped)
+        if stage.kind in ("clean", "backdoored"):
+            test = _first(stage.plan.images.test, CURVE_IMAGES)
+            if stage.kind == "clean" or stage.plan.attacks[stage.attack].learns_trigger:
+                return lambda model: {"c_acc": clean_accuracy(model, test)}
+            stamped = _first(self.stamped_test(stage), CURVE_IMAGES)
+            return lambda model: evaluate(model, test, stamped)
+        return None
+
+
+# -- the work of each kind of stage ------------------------------------------------------------
+
+
+def _prepared(lab: Lab, stage: Stage) -> Result:
+    """Train or generate what an attack's stamp needs, from training images only."""
+    attack = stage.plan.attacks[stage.attack]
+    rng = derive(stage.seed, "prepare", type(attack).__name__)
+    state = attack.prepare(stage.plan.images.train, rng=rng)
+    figures = {k: float(v) for k, v in state.items() if k.startswith("report.")}
+    return Result(state, metrics={k.removeprefix("report."): v for k, v in figures.items()})
+
+
+def _trained(lab: Lab, stage: Stage) -> Result:
+    """Train the clean model, or poison the training set and train the victim."""
+    plan = stage.plan
+    attack = plan.attacks[stage.attack] if stage.attack else plan.clean
+    prepared = stage.parent("prepared")
+    state = lab.result(prepared).tensors if prepared else {}
+    model = plan.model.build(plan.images.train.num_classes, seed=stage.seed).to(plan.device)
+    outcome = attack(
+        model,
+        plan.images.train,
+        rng=torch.Generator().manual_seed(stage.seed),
+        state={name: tensor.to(plan.device) for name, tensor in state.items()},
+    )
+    result = _as_result(outcome)
+    result.metrics |= {"c_acc": clean_accuracy(outcome.model, plan.images.test)}
+    if stage.attack:
+        learnt = outcome.tensors.items()
+        state |= {k.removeprefix("trigger."): t for k, t in learnt if k.startswith("trigger.")}
+        trigger = Trigger(attack, {name: t.to(plan.device) for name, t in state.items()})
+        stamped = triggered(plan.images.test, trigger, trigger.target)
+        result.metrics["asr"] = attack_success_rate(outcome.model, stamped)
+    return result
+
+
+def _inverted(lab: Lab, stage: Stage) -> Result:
+    """Compute what several settings of one defense share, such as an inverted trigger."""
+    defense = stage.plan.defenses[stage.defense]
+    model = lab.model(stage.parent("backdoored", "clean"))
+    rng = derive(stage.seed, "prepare", type(defense).__name__)
+    return Result(defense.prepare(model, stage.plan.held(stage.seed).tune, rng=rng))
+
+
+def _purified(lab: Lab, stage: Stage) -> Result:
+    """Run a defense; it is handed what it names, and only an oracle may name the attacker's."""
+    plan, victim = stage.plan, stage.parent("backdoored", "clean")
+    defense, held = plan.defenses[stage.defense], plan.held(stage.seed)
+    inverted = stage.parent("inverted")
+    offered: dict[str, Any] = {"validation": held.validation}
+    if inverted:
+        tensors = lab.result(inverted).tensors
+        offered["state"] = {name: t.to(plan.device) for name, t in tensors.items()}
+    if defense.oracle and stage.attack:
+        stamped = lab.stamped_test(stage)
+        offered["trigger"] = lab.trigger(stage)
+        offered["score"] = lambda model: evaluate(model, plan.images.test, stamped)
+    named = inspect.signature(defense.run).parameters
+    outcome = defense(
+        lab.model(victim),
+        held.tune,
+        rng=derive(stage.seed, "defense", type(defense).__name__),
+        **{name: value for name, value in offered.items() if name in named},
+    )
+    result = _as_result(outcome)
+    if stage.attack:
+        result.metrics |= evaluate(outcome.model, plan.images.test, lab.stamped_test(stage))
+    return result
+
+
+def _retuned(lab: Lab, stage: Stage) -> Result:
+    """Retune a purified (or the clean) model; its first record is the model before RA."""
+    plan = stage.plan
+    source = stage.parent("purified", "clean")
+    model, test = lab.model(source), plan.images.test
+    before = {name: lab.result(source).metrics.get(name) for name in ("c_acc", "asr")}
+    if None in before.values():
+        before = evaluate(model, test, lab.stamped_test(stage))
+    outcome = plan.retuning[stage.attack](
+        model,
+        plan.images.train,
+        rng=derive(stage.seed, "retuning"),
+        poisons=lab.poisons(stage),
+    )
+    result = _as_result(outcome)
+    result.history.insert(0, {"epoch": 0, **before})
+    last = result.history[-1]
+    result.metrics |= {f"o_{name}": value for name, value in before.items()}
+    result.metrics |= {f"p_{name}": last[name] for name in before}
+    return result
+
+
+WORK: dict[str, Callable[[Lab, Stage], Result]] = {
+    "prepared": _prepared,
+    "clean": _trained,
+    "backdoored": _trained,
+    "inverted": _inverted,
+    "purified": _purified,
+    "retuned": _retuned,
+}
+
+
+def _as_result(outcome: Outcome) -> Result:
+    tensors = {f"model.{name}": t for name, t in outcome.model.state_dict().items()}
+    cost = {f"cost_{name}": float(value) for name, value in vars(outcome.cost).items()}
+    return Result({**outcome.tensors, **tensors}, outcome.info, cost, list(outcome.history))
+
+
+def _first(images: ImageSet, count: int) -> ImageSet:
+    """Return `count` images spread evenly over the set (its order may be by class)."""
+    return images.subset(torch.linspace(0, len(images) - 1, min(count, len(images))).long())
+
+
+def _tags(stage: Stage) -> dict[str, str]:
+    tags = {"kind": "stage", "stage": stage.kind, "key": stage.key, "seed": str(stage.seed)}
+    tags |= {"attack": stage.attack, "defense": stage.defense}
+    if stage.parents:
+        tags["parent"] = " ".join(parent.key for parent in stage.parents)
+    return {name: value for name, value in tags.items() if value}

@@ -1,0 +1,98 @@
+import pytest
+import torch
+
+from ppr_core.config import Field, Settings, Study, derive, digest, from_registry
+from ppr_core.errors import ConfigError
+
+
+class Inner(Settings):
+    lr: float = Field(0.1, gt=0, description="rate")
+    steps: int = Field(3, description="budget")
+
+
+class Outer(Settings):
+    inner: Inner = Field(Inner(lr=0.5), description="group")
+    size: int = Field(2, ge=1, description="side, pixels")
+
+
+def test_a_group_is_overridden_key_by_key():
+    outer = Outer(inner={"steps": 9})
+    assert outer.inner == Inner(lr=0.5, steps=9)
+    assert outer.replace(inner={"lr": 0.2}).inner == Inner(lr=0.2, steps=9)
+    assert outer.flat() == {"inner.lr": 0.5, "inner.steps": 9, "size": 2}
+
+
+def test_settings_are_frozen():
+    with pytest.raises(Exception, match="frozen"):
+        Outer().size = 3
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sise": 3}, "did you mean 'size'"),
+        ({"size": "3"}, "expected a valid integer, got '3'"),
+        ({"size": 0}, "expected greater than or equal to 1, got 0"),
+        ({"size": True}, "expected a valid integer, got True"),
+        ({"inner": {"lr": "1e-3"}}, r"write 1\.0e-3"),
+        ({"inner": {"lr": -1}}, "expected greater than 0, got -1"),
+        ({"inner": {"rate": 1}}, "unknown setting of Inner"),
+    ],
+)
+def test_bad_settings_say_expected_and_got(values, message):
+    with pytest.raises(ConfigError, match=message):
+        Outer(**values)
+
+
+def test_describe_gives_the_groups_own_defaults():
+    rows = {row["name"]: row for row in Outer.describe()}
+    assert rows["inner.lr"]["default"] == "0.5"
+    assert rows["size"] == {
+        "name": "size",
+        "type": "int",
+        "default": "2",
+        "meaning": "side, pixels",
+    }
+
+
+def test_registry_names_what_is_known():
+    assert from_registry({"inner": Inner}, {"name": "inner", "steps": 1}, "thing").steps == 1
+    with pytest.raises(ConfigError, match=r"unknown thing: 'iner' \(did you mean 'inner'\?\)"):
+        from_registry({"inner": Inner}, "iner", "thing")
+
+
+def test_derive_is_the_same_on_every_machine_and_differs_by_name():
+    def draw(*path):
+        return torch.randint(0, 10**6, (3,), generator=derive(*path)).tolist()
+
+    assert draw(0, "defense", "pam") == draw(0, "defense", "pam")
+    assert derive(0, "reserve").initial_seed() == int(digest([0, "reserve"])[:15], 16)
+    assert len({tuple(draw(*path)) for path in [(0, "a"), (1, "a"), (0, "b"), (0, "a", 1)]}) == 4
+
+
+def test_digest_ignores_the_order_of_keys():
+    assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": [3]})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: x\npoison_rat: 0.1", "did you mean 'poison_rate'"),
+        ("name: x\npoison_rate: 2", "expected less than or equal to 1, got 2"),
+        ("name: x\nseeds: []", "expected at least one seed"),
+        ("name: x\nseeds: [1, 1]", "expected distinct seeds"),
+        ("seeds: [0]", "Study.name: expected a value, got none"),
+        ("name: [", "expected YAML"),
+        ("- 1", "expected a mapping"),
+    ],
+)
+def test_a_bad_study_file_is_refused(tmp_path, text, message):
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        Study.load(path)
+
+
+def test_a_missing_study_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="no such file"):
+        Study.load(tmp_path / "none.yaml")

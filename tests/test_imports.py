@@ -1,0 +1,127 @@
+"""The import direction, and a core that runs without tracking, plots, widgets and clusters."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "ppr_core"
+
+# A module imports only from modules above it in this list.
+ORDER = [
+    "errors",
+    "config",
+    "runtime",
+    "data",
+    "models",
+    "training",
+    "metrics",
+    "weights",
+    "method",
+    "attacks",
+    "defenses",
+    "reactivation",
+    "plan",
+    "tracking",
+    "study",
+    "engine",
+    "results",
+    "plots",
+    "section",
+    "report",
+    "doctor",
+    "cli",
+    "__main__",
+]
+ONLY_IMPORTER = {
+    "mlflow": {"tracking"},
+    "papermill": {"cli"},
+    "matplotlib": {"plots", "section"},
+    "seaborn": {"plots"},
+    "ray": {"engine"},
+}
+
+
+def module_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "ppr_core":
+            names |= {f"ppr_core.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module)
+    return names
+
+
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+
+
+def test_every_module_has_its_place():
+    assert {module_of(path) for path in FILES} == set(ORDER)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_up(path):
+    own = ORDER.index(module_of(path))
+    for name in imported(path):
+        if name.startswith("ppr_core."):
+            other = name.split(".")[1]
+            assert ORDER.index(other) <= own, f"{path.name} imports {name}, which stands below it"
+
+
+@pytest.mark.parametrize("library", sorted(ONLY_IMPORTER))
+def test_only_one_module_imports(library):
+    users = {
+        module_of(path)
+        for path in FILES
+        if any(name.split(".")[0] == library for name in imported(path))
+    }
+    assert users <= ONLY_IMPORTER[library]
+
+
+def test_the_core_needs_no_tracking_plots_widgets_or_cluster():
+    above = ORDER[: ORDER.index("tracking")]
+    blocked = ["mlflow", "papermill", "matplotlib", "seaborn", "ipywidgets", "ray"]
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({blocked!r}))\n"
+        + "\n".join(f"import ppr_core.{name}" for name in above)
+        + "\nprint('imported')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "imported", done.stderr
+
+
+def test_files_and_functions_stay_small():
+    for path in FILES:
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                start = body[0].lineno if body else node.lineno
+                assert node.end_lineno - start < 60, f"{path.name}: {node.name} is too long"
+        if module_of(path) in ("attacks", "defenses", "reactivation"):
+            assert code_lines(path) <= 150, f"{path} has {code_lines(path)} code lines"
+
+
+def code_lines(path: Path) -> int:
+    """Lines that are neither blank, comment, import nor docstring."""
+    source = path.read_text()
+    skipped = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            skipped |= set(range(node.lineno, node.end_lineno + 1))
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        if documented and ast.get_docstring(node):
+            text = node.body[0]
+            skipped |= set(range(text.lineno, text.end_lineno + 1))
+    lines = enumerate(source.splitlines(), 1)
+    return sum(
+        1 for n, line in lines if n not in skipped and line.strip() and line.strip()[0] != "#"
+    )
