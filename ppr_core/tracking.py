@@ -262,7 +262,10 @@ class Store:
         return Result({}, content["info"], content["metrics"], content["history"])
 
     def artifacts(self, run_id: str, name: str = "") -> Path:
-        """Return a local folder (or file) with a run's artifacts."""
+        """Return a local folder (or file) with a run's artifacts; a server's are downloaded."""
+        uri = self.client.get_run(run_id).info.artifact_uri
+        if "://" not in uri:
+            return Path(uri) / name
         try:
             return Path(
                 mlflow.artifacts.download_artifacts(

@@ -1,6 +1,7 @@
 """Tiny data and models: every test runs on a CPU in moments."""
 
 import os
+import shutil
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -12,7 +13,7 @@ from ppr_core.data.images import ImageSet
 from ppr_core.models import build
 from ppr_core.training import Schedule
 
-BUDGETS = {"epochs", "steps", "rounds", "iterations"}
+BUDGETS = {"epochs", "steps", "rounds", "iterations", "width"}  # width: of helper networks
 
 
 def tiny_set(count=48, size=16, classes=4, seed=0):
@@ -61,3 +62,45 @@ def rng():
 @pytest.fixture(autouse=True)
 def _two_threads():
     torch.set_num_threads(max(1, min(2, torch.get_num_threads())))
+
+
+@pytest.fixture(scope="session")
+def store_template(tmp_path_factory):
+    """A store made once: creating one costs seconds of migrations, copying it nothing."""
+    from ppr_core.tracking import Store
+
+    folder = tmp_path_factory.mktemp("template") / "mlruns"
+    Store(folder)
+    return folder
+
+
+@pytest.fixture
+def store(store_template, tmp_path, monkeypatch):
+    """A fresh store in a folder of the test's own, also for the processes that it starts."""
+    from ppr_core.tracking import Store
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("PPR_STORE", str(tmp_path / "mlruns"))
+    monkeypatch.setenv("PPR_DATA", str(tmp_path / "data"))
+    shutil.copytree(store_template, tmp_path / "mlruns")
+    return Store()
+
+
+TINY_STUDY = {
+    "name": "tiny",
+    "dataset": {"name": "shapes", "train": 300, "test": 100, "size": 16},
+    "model": {"name": "resnet18", "width": 4, "blocks": 1},
+    "training": {"epochs": 2, "batch_size": 50},
+    "poison_rate": 0.1,
+    "attacks": {"badnet": {}},
+    "reserve": 60,
+    "defenses": {"ft": {"schedule": {"epochs": 1}}, "ep": {"schedule": {"epochs": 1}}},
+    "retuning": {"share": 0.2, "poisoned": 3, "schedule": {"epochs": 2}},
+}
+
+
+@pytest.fixture
+def tiny_study():
+    from ppr_core.config import Study
+
+    return Study(**TINY_STUDY)

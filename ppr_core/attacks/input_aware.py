@@ -1,7 +1,6 @@
 """Input-Aware: two networks give every image a trigger of its own."""
 
 import copy
-from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,15 +10,14 @@ from torch.nn import functional as F
 
 from ppr_core.attacks.base import Poisoned, State
 from ppr_core.attacks.cover import CoverAttack
+from ppr_core.attacks.trigger_networks import SPREAD, TriggerNetworks, sharpen
 from ppr_core.config import Field
-from ppr_core.data.images import ImageSet, to_float
-from ppr_core.errors import ConfigError, need
+from ppr_core.data.images import ImageSet, to_float, to_uint8
+from ppr_core.errors import need
 from ppr_core.method import Outcome, fork
 from ppr_core.training import Schedule, fit, make_optimizer
 
 AT_ONCE = 512  # images stamped together; bounds the memory of the networks' maps
-OUTPUTS = {"mask": 1, "pattern": 3}  # channels of the two networks
-CENTRE, SPREAD = 0.5, 0.25  # of pixels, as the networks and the distances take them
 
 
 class InputAware(CoverAttack):
@@ -56,17 +54,16 @@ class InputAware(CoverAttack):
         """Train the mask network, for sparse and diverse masks; draw the pattern network."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(fork(rng, "networks").initial_seed())
-            networks = {name: _Network(self.width, out) for name, out in OUTPUTS.items()}
-        mask = networks["mask"].to(data.device)
+            trigger = TriggerNetworks(self.width).to(data.device)
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:
-            masks, others = _sharpen(mask(images)), images.roll(1, 0)
+            masks, others = sharpen(trigger.mask(images)), images.roll(1, 0)
             excess = F.relu(masks - self.density).mean()
             alike = _likeness(images / SPREAD, others / SPREAD, masks, masks.roll(1, 0))
             return self.sparsity * excess + self.diversity * alike
 
-        fit(mask, data, self.mask_training, rng=rng, loss=loss)
-        return _tensors(mask, "mask") | _tensors(networks["pattern"].to(data.device), "pattern")
+        fit(trigger.mask, data, self.mask_training, rng=rng, loss=loss)
+        return dict(trigger.state_dict())
 
     def stamp(self, images: Tensor, *, stage: str, state: State) -> Tensor:
         """Give each image its own trigger, truncated to grey levels; the same at both stages."""
@@ -89,97 +86,63 @@ class InputAware(CoverAttack):
         state: State,
     ) -> Outcome:
         """Stamp the first images of every batch; the pattern network learns from the same loss."""
-        mask = self._load("mask", state)
-        both = _Both(model, copy.deepcopy(self._load("pattern", state)))
+        both = _Both(model, copy.deepcopy(self._load(state)))
+        pattern = both.trigger.pattern
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:
             poisons, covers = self.split_batch(len(images), rng)
-            stamped = poisons + covers
-            givers = torch.cat((images[:poisons], images.roll(-1, 0)[poisons:stamped]))
-            if not stamped:
+            end, pairs = poisons + covers, min(poisons, covers)
+            if not end:
                 return F.cross_entropy(model(images), labels)
-            with torch.no_grad():
-                masks = _sharpen(mask(givers))
-            patterns = both.pattern(givers)
-            mixed = torch.lerp(images[:stamped], patterns, masks)
+            givers = torch.cat((images[:poisons], images.roll(-1, 0)[poisons:end]))
+            stamped, patterns = both.trigger(images[:end], givers)
             labels = torch.cat((torch.full_like(labels[:poisons], self.target), labels[poisons:]))
-            value = F.cross_entropy(model(torch.cat((mixed, images[stamped:]))), labels)
-            pairs = min(poisons, covers)
-            first, second = slice(pairs), slice(poisons, poisons + pairs)
+            value = F.cross_entropy(model(torch.cat((stamped, images[end:]))), labels)
             if pairs:
-                alike = _likeness(givers[first], givers[second], patterns[first], patterns[second])
+                one, other = slice(pairs), slice(poisons, poisons + pairs)
+                alike = _likeness(givers[one], givers[other], patterns[one], patterns[other])
                 value = value + self.diversity * alike
             return value
 
-        rate = self.mask_training.replace(lr=self.pattern_lr)
+        rate = Schedule(optimizer="adam", lr=self.pattern_lr)
         optimizer = _Pair(
             make_optimizer(model.parameters(), self.training),
-            make_optimizer(both.pattern.parameters(), rate),
+            make_optimizer(pattern.parameters(), rate),
         )
-        # The loop's own generator, and one module for both networks: training can be resumed.
+        # The loop's own generator, one module and one optimizer for all: it can be resumed.
         history = fit(
             both, data, self.training, rng=rng, loss=loss, optimizer=optimizer, name="train"
         )
-        return Outcome(model, history, tensors=_tensors(both.pattern, "trigger.pattern"))
+        return Outcome(model, history, tensors=pattern.state_dict(prefix="trigger.pattern."))
 
     @torch.no_grad()
     def _paste(self, images: Tensor, givers: Tensor, state: State) -> Tensor:
-        mask, pattern = (self._load(name, state) for name in ("mask", "pattern"))
-        out = []
-        for part, giver in zip(images.split(AT_ONCE), givers.split(AT_ONCE), strict=True):
-            pixels = to_float(giver)
-            out.append(torch.lerp(part.float(), 255 * pattern(pixels), _sharpen(mask(pixels))))
-        return torch.cat(out).clamp_(0, 255).to(torch.uint8) if out else images.clone()
+        trigger, out = self._load(state), torch.empty_like(images)
+        for start in range(0, len(images), AT_ONCE):
+            part = slice(start, start + AT_ONCE)
+            out[part] = to_uint8(trigger(to_float(images[part]), to_float(givers[part]))[0])
+        return out
 
-    def _load(self, name: str, state: State) -> nn.Module:
-        """Return a network, in eval mode, that shares the state's tensors."""
-        prefix = f"{name}."
-        tensors = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        need(
-            tensors,
-            f"expected the {name} network in the attack's state, got {sorted(state)[:3]}; pass "
-            "what `prepare` returned as state=...",
-            ConfigError,
-        )
+    def _load(self, state: State) -> TriggerNetworks:
+        """Return the two networks, in eval mode; they share the state's tensors."""
         with torch.device("meta"):
-            network = _Network(self.width, OUTPUTS[name])
-        network.load_state_dict(tensors, assign=True)
-        return network.eval()
-
-
-class _Network(nn.Module):
-    """Three halvings, a middle, three doublings: pixels -> (N, out, H, W) in [0, 1]."""
-
-    def __init__(self, width: int, out: int) -> None:
-        super().__init__()
-        stages = (3, width, 2 * width, 4 * width)
-        self.down = nn.ModuleList(
-            nn.Sequential(_block(a, b), _block(b, b)) for a, b in pairwise(stages)
+            trigger = TriggerNetworks(self.width)
+        names = set(trigger.state_dict())
+        need(
+            names <= set(state),
+            f"expected InputAware's networks in the state, got {sorted(state)[:3]}; pass what "
+            "`prepare` returned as state",
         )
-        self.middle = _block(stages[-1], stages[-1])
-        self.up = nn.ModuleList(
-            nn.Sequential(_block(a, a), _block(a, b)) for a, b in pairwise(stages[:0:-1])
-        )
-        self.up.append(nn.Sequential(_block(width, width), _block(width, out)[:2]))  # no ReLU
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """(N, 3, H, W) in [0, 1] -> (N, out, H, W) float32 in [0, 1]."""
-        maps, sizes = (pixels - CENTRE) / SPREAD, []
-        for stage in self.down:
-            sizes.append(maps.shape[-2:])
-            maps = F.max_pool2d(stage(maps), 2)
-        maps = self.middle(maps)
-        for stage in self.up:
-            maps = stage(F.interpolate(maps, sizes.pop(), mode="bilinear"))
-        return _squash(maps.float())
+        trigger.load_state_dict({name: state[name] for name in names}, assign=True)
+        return trigger.eval()
 
 
 class _Both(nn.Module):
-    """Classifier and pattern network as one module; as a function, it is the classifier."""
+    """Classifier and trigger as one module; as a function, it is the classifier."""
 
-    def __init__(self, classifier: nn.Module, pattern: nn.Module) -> None:
+    def __init__(self, classifier: nn.Module, trigger: TriggerNetworks) -> None:
         super().__init__()
-        self.classifier, self.pattern = classifier, pattern
+        self.classifier, self.trigger = classifier, trigger
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(N, 3, H, W) in [0, 1] -> logits."""
@@ -207,25 +170,6 @@ class _Pair:
         for i, optimizer in enumerate(self.both):
             optimizer.load_state_dict(state[str(i)])
         self.param_groups = self.both[0].param_groups
-
-
-def _block(inputs: int, outputs: int) -> nn.Sequential:
-    norm = nn.BatchNorm2d(outputs, momentum=0.05)
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), norm, nn.ReLU())
-
-
-def _tensors(network: nn.Module, name: str) -> dict[str, Tensor]:
-    return {f"{name}.{key}": tensor.detach() for key, tensor in network.state_dict().items()}
-
-
-def _squash(values: Tensor) -> Tensor:
-    """Map any values into (0, 1)."""
-    return torch.tanh(values) / (2 + 1e-7) + 0.5
-
-
-def _sharpen(mask: Tensor) -> Tensor:
-    """Push mask values in (0, 1) to either end."""
-    return _squash(20 * mask - 10)
 
 
 def _likeness(first: Tensor, second: Tensor, one: Tensor, other: Tensor) -> Tensor:

@@ -24,10 +24,10 @@ class Dataset(Settings):
     version: ClassVar[int] = 1  # raise it when the images change: cached files are then remade
 
     train: int | None = Field(
-        None, ge=1, description="training images kept, balanced over the classes; none: all"
+        None, ge=1, description="training images kept, balanced over the classes; null: all"
     )
     test: int | None = Field(
-        None, ge=1, description="test images kept, balanced over the classes; none: all"
+        None, ge=1, description="test images kept, balanced over the classes; null: all"
     )
 
     def load(self, root: Path) -> Split:

@@ -45,7 +45,7 @@ class Cifar10(Dataset):
     labels: ClassVar[str] = "labels"
 
     def fingerprint(self, root: Path) -> str:
-        """The digest that the archive must have."""
+        """Return the digest that the archive must have."""
         return self.archive.md5
 
     def load(self, root: Path) -> Split:

@@ -46,7 +46,7 @@ class Folder(Dataset):
         None, description="folder that holds train/ and test/, within the data folder if relative"
     )
     size: int | None = Field(
-        None, ge=8, description="resize to this height and width, pixels; none: as they are"
+        None, ge=8, description="resize to this height and width, pixels; null: as they are"
     )
 
     def load(self, root: Path) -> Split:

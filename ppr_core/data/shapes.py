@@ -112,7 +112,7 @@ CLASSES = {
 }
 
 
-def _images(bits: np.random.PCG64, count: int, size: int, difficulty: np.float32) -> NDArray:
+def _images(bits: np.random.PCG64, count: int, size: int, difficulty: np.float32) -> Plane:
     """Draw `count` images, of classes 0, 1, ..., 9, 0, ...: float32 (count, 3, size, size)."""
     pixels = 3 * size * size
     raw = bits.random_raw(count * (DRAWS + -(-pixels // 8))).reshape(count, -1)
@@ -138,10 +138,6 @@ def _between(draws: Iterator[Plane], low: float, high: float) -> Plane:
     return np.float32(low) + np.float32(high - low) * next(draws)
 
 
-def _sign(draws: Iterator[Plane]) -> Plane:
-    return np.where(next(draws) < 0.5, np.float32(-1), np.float32(1))
-
-
 def _colour(draws: Iterator[Plane], low: float, high: float) -> Plane:
     """Return one random colour an image: (count, 3, 1, 1)."""
     return np.stack([_between(draws, low, high) for _ in range(3)], axis=1)
@@ -149,7 +145,8 @@ def _colour(draws: Iterator[Plane], low: float, high: float) -> Plane:
 
 def _direction(draws: Iterator[Plane]) -> tuple[Plane, Plane]:
     """Return a point of the unit circle by its rational parametrisation: no sine is needed."""
-    t, sign = _between(draws, -1, 1), _sign(draws)
+    t = _between(draws, -1, 1)
+    sign = np.where(next(draws) < 0.5, np.float32(-1), np.float32(1))
     square = t * t
     return sign * (1 - square) / (1 + square), sign * 2 * t / (1 + square)
 

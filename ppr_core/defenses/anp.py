@@ -20,7 +20,7 @@ class Anp(MaskPruning):
     seen once an epoch.
     """
 
-    source: ClassVar[str] = "Wu and Wang 2021, arXiv:2110.14430, sec. 4; BackdoorBench"
+    source: ClassVar[str] = "Wu and Wang 2021, arXiv:2110.14430, sec. 4; Min et al. 2024, sec. B.2"
 
     eps: float = Field(0.4, ge=0, description="bound of the random noise, share of the weight")
     ascent_steps: int = Field(1, ge=0, description="sign steps of eps / ascent_steps each")

@@ -24,7 +24,7 @@ class ExactPurification(Defense):
     a cosine) nor the strength of the trigger (here that of the test images, which ASR measures).
     """
 
-    source: ClassVar[str] = "Min et al. 2024, arXiv:2410.09838, sec. 3.1 (EP), sec. C.10"
+    source: ClassVar[str] = "Min et al. 2024, arXiv:2410.09838, sec. 3.1, B.2"
     privileges: ClassVar[str] = "the real trigger; the target label with exclude_target"
 
     share: float = Field(0.1, ge=0, le=1, description="triggered images, share of the clean set")

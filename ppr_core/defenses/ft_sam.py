@@ -28,7 +28,7 @@ class FtSam(Defense):
     (`schedule: {half_wave: 100}`); here the cosine ends with the training.
     """
 
-    source: ClassVar[str] = "Zhu et al. 2023, arXiv:2304.11823; Min et al. 2024, sec. C.10"
+    source: ClassVar[str] = "Zhu et al. 2023, arXiv:2304.11823; Min et al. 2024, sec. B.2"
 
     rho: float = Field(1.0, ge=0, description="L2 length of the move, over all weights")
     adaptive: bool = Field(True, description="measure the move relative to each weight's size")
@@ -58,7 +58,7 @@ class FtSam(Defense):
 
 def balanced(labels: Tensor, rng: torch.Generator) -> Tensor:
     """Draw as many indices of each class that is present as the rarest of them has."""
-    order = torch.randperm(len(labels), generator=rng).to(labels.device)
-    shuffled = labels[order]
+    order = torch.randperm(len(labels), generator=rng)
+    shuffled = labels.cpu()[order]
     fewest = shuffled.bincount()[shuffled.unique()].min()
     return torch.cat([order[shuffled == label][:fewest] for label in shuffled.unique()])

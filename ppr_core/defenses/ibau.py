@@ -27,7 +27,7 @@ class IBau(Defense):
     the stored images are shuffled.
     """
 
-    source: ClassVar[str] = "Zeng et al. 2022, arXiv:2110.03735, alg. 1; BackdoorBench"
+    source: ClassVar[str] = "Zeng et al. 2022, arXiv:2110.03735, alg. 1; Min et al. 2024, sec. B.2"
 
     iterations: int = Field(5, ge=0, description="fixed-point iterations of the hypergradient")
     inner_lr: float = Field(0.1, gt=0, description="rate of the step that they differentiate")
@@ -57,7 +57,7 @@ class IBau(Defense):
             return F.cross_entropy(shifted(model, images, chosen * delta), labels)
 
         def gradient(loss: Callable[[], Tensor]) -> Tensor:
-            # Second derivatives in bf16 would be mostly rounding.
+            # Second derivatives gain next to nothing from bf16, so they are taken in full.
             with torch.autocast(data.device.type, enabled=False):
                 value = loss()
                 inner = self.inner(model, first, labelled, delta)
@@ -137,7 +137,7 @@ def hypergradient(
     The fixed point is of Phi(delta, w) = delta - lr * d inner / d delta. The implicit function
     theorem's inverse is expanded: v <- (dPhi/ddelta)^T v + d outer / d delta, from zero.
 
-    Source: Zeng et al. 2022, arXiv:2110.03735, alg. 1; Grazzi et al. 2020, arXiv:2006.16218, alg. 1.
+    Source: Zeng et al. 2022, arXiv:2110.03735, alg. 1; Grazzi et al. 2020, arXiv:2006.16218.
 
     Args:
         outer: scalar that depends on delta and weights; its graph is used up.

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ppr_core.config import Field
 from ppr_core.data.images import ImageSet
 from ppr_core.defenses.base import Defense
-from ppr_core.errors import need
+from ppr_core.errors import DataError, need
 from ppr_core.method import Outcome, fork
 from ppr_core.metrics import clean_accuracy
 from ppr_core.models import batch_norms, clone
@@ -113,8 +113,8 @@ def prune(model: nn.Module, masks: Mapping[str, Tensor], threshold: float) -> in
 class MaskPruning(Defense):
     """Learn masks, then prune the channels whose mask is small. Subclasses write `learn`.
 
-    Differs from the authors' code: BackdoorBench chooses the threshold by ASR and C-Acc on the test
-    set; that oracle is an option here, and validation C-Acc decides.
+    Differs from the paper: it reports the threshold that is best on the test set, ASR included, as
+    BackdoorBench chooses it; that oracle is an option here, and validation C-Acc decides.
     """
 
     privileges: ClassVar[str] = "none; with select oracle_asr: test ASR and C-Acc"
@@ -125,10 +125,12 @@ class MaskPruning(Defense):
         "test ASR that costs little test C-Acc (oracle); tau",
     )
     tau: float = Field(0.7, ge=0, le=1, description="threshold, where select is fixed")
-    taus: list[Annotated[float, Field(ge=0, le=1)]] = Field(
+    tau_grid: list[Annotated[float, Field(ge=0, le=1)]] = Field(
         [round(0.4 + 0.05 * i, 2) for i in range(11)], min_length=1, description="thresholds tried"
     )
-    max_drop: float = Field(2.0, ge=0, description="validation C-Acc that may be lost, points")
+    c_acc_drop: float = Field(
+        2.0, ge=0, description="validation accuracy that pruning may cost, percentage points"
+    )
     max_loss: float = Field(0.1, ge=0, description="oracle: share of test C-Acc that may be lost")
 
     @property
@@ -183,13 +185,14 @@ class MaskPruning(Defense):
             score: a model's test figures for oracle_asr.
 
         Raises:
-            ConfigError: what the rule needs is not given.
+            DataError: tau is to be chosen, and there are no validation images.
+            ConfigError: it is to be chosen by test figures, which are not given.
         """
         judge = self._judge(validation, score)
         masks = dict(state or self.prepare(model, data, rng=rng))
         tau, info = self.tau, {}
         if judge:
-            rows = sweep(model, masks, self.taus, judge)
+            rows = sweep(model, masks, self.tau_grid, judge)
             tau, info = self._choose(rows), {"sweep": rows}
             if tau < 0:
                 info["warnings"] = ["no threshold tried keeps the accuracy: nothing was pruned"]
@@ -201,18 +204,22 @@ class MaskPruning(Defense):
         """Return what a pruned model is judged by; None where the threshold is fixed."""
         if self.select == "fixed":
             return None
-        missing = "select: {} expected {}, got none; give it, or set select: fixed"
         if self.oracle:
-            need(score, missing.format(self.select, "a test score"))
+            need(score, "expected score= for select: oracle_asr, got none; set another rule")
             return score
-        need(validation, missing.format(self.select, "a validation set"))
+        need(
+            validation,
+            "expected validation images to choose tau by, got none; hold out a share of the "
+            "reserve, or set select: fixed",
+            DataError,
+        )
         return lambda model: {"val_c_acc": clean_accuracy(model, validation)}
 
     def _choose(self, rows: list[Record]) -> float:
         """Return the threshold of the best row; the first one prunes nothing."""
         accuracy = "c_acc" if self.oracle else "val_c_acc"
         first = rows[0][accuracy]
-        lost = self.max_loss * first if self.oracle else self.max_drop
+        lost = self.max_loss * first if self.oracle else self.c_acc_drop
         kept = [row for row in rows if first - row[accuracy] <= lost]
         return (min(kept, key=lambda row: row["asr"]) if self.oracle else kept[-1])["tau"]
 

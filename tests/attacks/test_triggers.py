@@ -419,11 +419,12 @@ def test_input_aware_pastes_the_pattern_under_the_mask(prepared):
     images = tiny_set(count=4, size=32).images
     attack = input_aware()
     pixels = images.float() / 255
-    mask, pattern = (attack._load(name, prepared) for name in ("mask", "pattern"))
+    networks = attack._load(prepared)
     with torch.no_grad():
-        soft = torch.tanh(20 * mask(pixels) - 10) / 2 + 0.5
-        ideal = 255 * (pixels + (pattern(pixels) - pixels) * soft)
-    assert mask(pixels).shape == (4, 1, 32, 32)
+        mask, pattern = networks.mask(pixels), networks.pattern(pixels)
+    soft = torch.tanh(20 * mask - 10) / 2 + 0.5
+    ideal = 255 * (pixels + (pattern - pixels) * soft)
+    assert mask.shape == (4, 1, 32, 32)
     out = stamp(attack, images, state=prepared)
     assert (out - ideal).abs().max() <= 1.01
     assert (out - ideal).mean() < 0  # truncated
@@ -453,7 +454,7 @@ def test_input_aware_mask_becomes_sparse():
     for epochs in (0, 10):
         state = attack.replace(mask_training={"epochs": epochs}).prepare(data, rng=seeded())
         with torch.no_grad():
-            masks = attack._load("mask", state).train()(data.images.float() / 255)
+            masks = attack._load(state).mask.train()(data.images.float() / 255)
         areas.append((masks > 0.5).float().mean().item())
     assert areas[1] < 0.5 * areas[0]
 
@@ -468,7 +469,7 @@ def test_input_aware_gives_covers_the_trigger_of_another(prepared):
 
 
 def test_input_aware_says_what_it_misses():
-    with pytest.raises(ConfigError, match=r"expected the mask network.*prepare"):
+    with pytest.raises(ConfigError, match=r"expected InputAware's networks.*prepare"):
         stamp(InputAware(), grey(32, 0))
 
 

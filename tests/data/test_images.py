@@ -44,7 +44,8 @@ def test_batches_are_float_pixels_in_the_unit_range():
     images, _ = epoch(tiny_set(), How(crop=2, flip=True))[0]
     assert images.dtype == torch.float32
     assert images.shape == (16, 3, 16, 16)
-    assert images.min() >= 0 and images.max() <= 1
+    assert images.min() >= 0
+    assert images.max() <= 1
 
 
 @pytest.mark.parametrize(("crop", "flip"), [(0, False), (4, False), (0, True), (4, True)])

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ppr_core import data
+from ppr_core.config import Field
 from ppr_core.data.shapes import Shapes
 from ppr_core.errors import ConfigError, DataError
 
@@ -44,15 +45,16 @@ def test_other_settings_or_another_version_have_files_of_their_own(tmp_path, mon
     assert len(cached(tmp_path)) == 3
 
 
+class Few(Shapes):
+    train: int = Field(20, description="training images")
+    test: int = Field(10, description="test images")
+
+
 def test_a_name_alone_is_enough(tmp_path, monkeypatch):
-    monkeypatch.setitem(data.DATASETS, "few", type("Few", (Shapes,), {"__module__": __name__}))
-    monkeypatch.setattr(Shapes, "load", lambda self, root: Shapes(train=10, test=10)._load())
-    monkeypatch.setattr(Shapes, "_load", _draw_few, raising=False)
-    assert len(data.load("few", tmp_path).train) == 10
-
-
-def _draw_few(self):
-    return data.Split(self._draw(10, 0), self._draw(10, 1))
+    monkeypatch.setitem(data.DATASETS, "few", Few)
+    monkeypatch.setenv("PPR_DATA", str(tmp_path))
+    assert len(data.load("few").train) == 20
+    assert cached(tmp_path)[0].startswith("few-")
 
 
 def test_the_data_folder_is_the_argument_else_the_environment_else_beside_the_package(
@@ -98,6 +100,16 @@ def test_a_full_disk_leaves_no_half_file(tmp_path, caplog):
     assert len(split.train) == 40
     assert cached(tmp_path) == []
     assert any(record.levelno == logging.WARNING for record in caplog.records)
+
+
+def test_a_file_that_cannot_be_put_in_its_place_is_taken_away(tmp_path, monkeypatch, caplog):
+    def refuse(self, target):
+        raise PermissionError("no")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    assert len(data.load(SPEC, tmp_path).train) == 40
+    assert cached(tmp_path) == []
+    assert "got no; it is used" in caplog.text
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no POSIX permissions")

@@ -1,9 +1,10 @@
 import pytest
 import torch
 
+from ppr_core.defenses import fst
 from ppr_core.defenses.finetune import FtInit, draw_head
 from ppr_core.defenses.fst import Fst, shift_loss
-from ppr_core.errors import ConfigError
+from ppr_core.errors import DataError
 from tests.conftest import tiny_model, tiny_set
 
 SHORT = {"batch_size": 16, "lr": 0.05}
@@ -47,20 +48,24 @@ def test_a_larger_alpha_turns_the_head_further_away(model, data, rng):
     assert likeness(5.0) < likeness(0.5) < likeness(0.0)
 
 
-def test_the_largest_alpha_that_keeps_the_accuracy_is_chosen(model, data, rng):
-    method = Fst(schedule={**SHORT, "steps": 3}, alphas=[0.1, 0.5, 2.0])
-    held = tiny_set(seed=1)
-    easy = method.replace(floor=0.0)(model, data, rng=rng, validation=held)
-    assert easy.info["alpha"] == 2.0
-    assert [row["alpha"] for row in easy.info["sweep"]] == [2.0]
-    hard = method.replace(floor=100.0)(model, data, rng=rng, validation=held)
-    assert hard.info["alpha"] == 0.1
-    assert len(hard.info["sweep"]) == 3
-    alone = method.replace(alphas=[], alpha=0.1)(model, data, rng=rng)
-    for name, tensor in alone.model.state_dict().items():
-        assert torch.equal(tensor, hard.model.state_dict()[name])
+@pytest.mark.parametrize(
+    ("found", "alpha"), [([90, 87.5], 2.0), ([90, 80, 88], 0.5), ([90, 80, 80, 80], 0.1)]
+)
+def test_the_largest_alpha_that_keeps_the_accuracy_is_chosen(
+    found, alpha, model, data, rng, monkeypatch
+):
+    accuracies = iter(found)  # of the model handed in, then of each alpha from the largest down
+    monkeypatch.setattr(fst, "clean_accuracy", lambda model, held: next(accuracies))
+    method = Fst(schedule={**SHORT, "steps": 3}, alpha_grid=[0.1, 2.0, 0.5])
+    outcome = method(model, data, rng=rng, validation=tiny_set(8))
+    assert outcome.info["alpha"] == alpha
+    assert [row["val_c_acc"] for row in outcome.info["sweep"]] == found[1:]
+    assert bool(outcome.info["warnings"]) == (found[-1] < 87.5)
+    alone = method.replace(alpha_grid=[], alpha=alpha)(model, data, rng=rng).model.state_dict()
+    for name, tensor in outcome.model.state_dict().items():
+        assert torch.equal(tensor, alone[name])
 
 
 def test_a_grid_needs_images_to_choose_on(model, data, rng):
-    with pytest.raises(ConfigError, match="expected a validation set"):
-        Fst(alphas=[0.1, 0.2])(model, data, rng=rng)
+    with pytest.raises(DataError, match="expected validation images to choose alpha by"):
+        Fst(alpha_grid=[0.1, 0.2])(model, data, rng=rng)

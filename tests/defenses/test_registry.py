@@ -1,20 +1,24 @@
 """What every registered defense must keep, whatever its idea: a new one is tested by its line."""
 
 import inspect
+from contextlib import suppress
 
 import pytest
 import torch
 
+from ppr_core import training
 from ppr_core.attacks import ATTACKS, Trigger
 from ppr_core.config import Settings
 from ppr_core.defenses import DEFENSES, Defense
 from ppr_core.errors import ConfigError, DataError
 from ppr_core.method import Method
 from ppr_core.metrics import clean_accuracy
+from ppr_core.runtime import session
 from tests.conftest import shrink, tiny_model, tiny_set
 
 HONEST = {"validation", "state"}
 ORACLE = {"trigger", "score"}
+SCHEDULED = [name for name, cls in DEFENSES.items() if "schedule" in cls.model_fields]
 SIZE = 32  # the trigger generator halves its input four times
 
 
@@ -24,9 +28,9 @@ def asked(cls):
     return set(parameters) - {"self", "model", "data", "rng"}
 
 
-def call(cls, model, data, seed=0):
+def call(cls, model, data, seed=0, **settings):
     """Run a shrunken defense with whatever it asks for."""
-    method = shrink(cls())
+    method = shrink(cls()).replace(**settings)
     held = tiny_set(16, size=SIZE, seed=1)
     named = {
         "validation": held,
@@ -82,6 +86,30 @@ def test_the_same_seed_gives_the_same_result(ran):
         assert torch.equal(tensor, again.model.state_dict()[name]), name
     assert outcome.tensors.keys() == again.tensors.keys()
     assert all(torch.equal(t, again.tensors[name]) for name, t in outcome.tensors.items())
+
+
+@pytest.mark.parametrize("name", SCHEDULED)
+def test_a_run_that_is_killed_goes_on_to_the_same_result(name, tmp_path, monkeypatch):
+    settings = {"schedule": {"steps": 6}}
+    if name == "ep":
+        settings["redraw"] = True
+
+    def run():
+        return call(DEFENSES[name], tiny_model().eval(), tiny_set(size=SIZE), **settings)
+
+    def kill(name, history, epochs):
+        if name and len(history) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training._Checkpoint, "interval_s", 0.0)
+    with suppress(KeyboardInterrupt), session(checkpoint=tmp_path, report=kill):
+        run()
+    with session(checkpoint=tmp_path):
+        resumed = run()
+    straight = run()
+    for key, tensor in straight.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[key]), key
+    assert len(resumed.history) == len(straight.history)
 
 
 @pytest.mark.parametrize("name", DEFENSES)

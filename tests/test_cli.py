@@ -1,0 +1,123 @@
+import csv
+import io
+import socket
+
+import pytest
+import yaml
+
+from ppr_core import cli
+from ppr_core.attacks import ATTACKS
+from ppr_core.cli import main
+from ppr_core.data import DATASETS
+from ppr_core.defenses import DEFENSES
+from ppr_core.models import MODELS
+from tests.conftest import TINY_STUDY
+
+
+@pytest.fixture
+def study_file(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY_STUDY))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "registry"),
+    [("attacks", ATTACKS), ("defenses", DEFENSES), ("datasets", DATASETS), ("models", MODELS)],
+)
+def test_list_gives_one_row_a_method(kind, registry, capsys):
+    assert main(["list", kind, "--format", "csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["name"] for row in rows] == list(registry)
+    assert all(row["source"] for row in rows)
+    assert main(["list", kind]) == 0
+    assert all(name in capsys.readouterr().out for name in [next(iter(registry))])
+
+
+def test_list_one_method_gives_its_settings(capsys):
+    assert main(["list", "defenses", "pam"]) == 0
+    out = capsys.readouterr().out
+    assert "rho" in out
+    assert "tuning.lr" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["list", "attacks", "badnets"], "did you mean 'badnet'"),
+        (["study", "none.yaml"], "no such file"),
+        (["run", "09_none"], "known: 01_backdoors"),
+        (["run", "01_backdoors", "-p", "poison_rat=1"], "did you mean 'poison_rate'"),
+        (["run", "01_backdoors", "-p", "poison_rate"], "expected KEY=VALUE"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_2(arguments, message, capsys, store):
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert message in err
+    assert store.search() == [], "a run was opened before the mistake was found"
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        ("poison_rate=2", "expected less than or equal to 1, got 2"),
+        ("poison_rat=0.1", "did you mean 'poison_rate'"),
+        ("training.epochs=many", "expected a valid integer, got 'many'"),
+        ("seeds.x=1", "to be a group"),
+        ("notebooks=[99_none]", "expected a notebook, got '99_none'"),
+    ],
+)
+def test_overrides_are_checked_before_anything_runs(pair, message, study_file, capsys, store):
+    assert main(["study", study_file, "-p", pair]) == 2
+    assert message in capsys.readouterr().err
+    assert store.search() == []
+
+
+def test_report_as_csv_has_a_row_a_cell(study_file, capsys, store):
+    assert main(["report", study_file, "--format", "csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    wanted = "dataset,model,poison_rate,attack,defense,seed,rho,o_c_acc,o_asr,p_c_acc,p_asr"
+    assert set(wanted.split(",")) <= set(rows[0])
+    assert [row["defense"] for row in rows] == ["none", "clean", "ft", "ep"]
+    assert {row["status"] for row in rows} == {"not run"}
+
+
+def test_dry_run_lists_the_stages(study_file, capsys, store):
+    assert main(["study", study_file, "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "compute  badnet backdoored s0" in lines
+    assert store.search() == []
+
+
+def test_a_study_from_the_command_line_to_its_report(study_file, capsys, store):
+    assert main(["study", study_file, "--no-notebooks"]) == 0
+    out = capsys.readouterr().out
+    assert "badnet       ep (oracle)" in out
+    html = (store.folder / "reports" / "tiny.html").read_text()
+    assert "http" not in html.replace("http-equiv", ""), "a report needs nothing beside itself"
+    assert "ep (oracle)" in html
+    assert len(store.search("tiny", kind="cell")) == 4
+    assert len(store.search("tiny", kind="report")) == 1
+
+
+def test_a_port_in_use_gives_the_next_free_one():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert cli.free_port(port) > port
+
+
+def test_doctor_names_the_store_and_the_threads(capsys, store):
+    main(["doctor"])
+    out = capsys.readouterr().out
+    assert store.uri in out
+    assert "OMP_WAIT_POLICY" in out
+
+
+def test_doctor_notices_threads_that_spin(capsys, store, monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert main(["doctor"]) == 1
+    assert "BAD  threads" in capsys.readouterr().out
