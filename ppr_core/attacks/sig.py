@@ -1,4 +1,4 @@
-"""SIG: a sinusoidal brightness ramp over images of the target class."""
+"""SIG: a sine wave over the columns of target-class images."""
 
 import math
 from typing import ClassVar

@@ -68,10 +68,8 @@ class WaNet(CoverAttack):
             return torch.cat((*warped, images[poisons + covers :])), labels
 
         # The loop's own generator: a resumed training draws the same noise.
-        return Outcome(
-            model,
-            fit(model, data, self.training, rng=rng, on_batch=poison_batch, name="train"),
-        )
+        history = fit(model, data, self.training, rng=rng, on_batch=poison_batch, name="train")
+        return Outcome(model, history)
 
     def _shift(self, images: Tensor) -> Tensor:
         field = _field(self.grid, self.trigger_seed, images.shape[-1])

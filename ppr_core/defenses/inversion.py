@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from ppr_core.config import Field
 from ppr_core.data.images import ImageSet
 from ppr_core.defenses.decoupling import BestEpoch, Pass, decoupled, label_loss, mask, passed, votes
-from ppr_core.defenses.sources import Change, State, TriggerSource
+from ppr_core.defenses.sources import Change, State, TriggerSource, need_parts
 from ppr_core.defenses.unet import MULTIPLE, fresh, load, load_slots, saved
 from ppr_core.errors import need
 from ppr_core.method import fork
@@ -72,12 +72,7 @@ class Inversion(TriggerSource):
             f"expected images whose sides are divisible by {MULTIPLE}, as the generator halves "
             f"them four times, got {height}x{width}; resize the data set",
         )
-        missing = [n for n in ("normalise", "features_of", "head") if not hasattr(model, n)]
-        need(
-            not missing,
-            f"expected a model cut into normalise, features_of and head, got a "
-            f"{type(model).__name__} without {', '.join(missing)}; make it a models.Classifier",
-        )
+        need_parts(model, "normalise", "features_of", "head")
 
     def invert(
         self, model: nn.Module, data: ImageSet, *, rng: torch.Generator, state: State

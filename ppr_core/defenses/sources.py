@@ -81,3 +81,13 @@ class RealTrigger(TriggerSource):
         """
         need(stamp, "expected trigger=, the attacker's stamp, got none; this source is an oracle")
         return lambda pixels: to_float(stamp(to_uint8(pixels)))
+
+
+def need_parts(model: nn.Module, *names: str) -> None:
+    """Raise ConfigError, naming what is missing, unless the model is cut into these parts."""
+    missing = [name for name in names if not hasattr(model, name)]
+    need(
+        not missing,
+        f"expected a model with {', '.join(names)}, got a {type(model).__name__} without "
+        f"{', '.join(missing)}; make it a models.Classifier",
+    )

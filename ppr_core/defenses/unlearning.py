@@ -180,16 +180,16 @@ class Stepping(Unlearning):
         Raises:
             DataError: rho is to be chosen, and there are no validation images.
         """
-        state = state or self.prepare(model, data, rng=fork(rng, "prepare"))
         given = {"rng": rng, "validation": validation, "trigger": trigger}
         if not self.rho_grid:
-            return self.tune(model, data, state, **given)
+            return super().run(model, data, state=state, **given)
         need(
             validation is not None and len(validation),
             "expected validation images to choose rho by, got none; hold out a share of the "
             "reserve, or set rho and an empty rho_grid",
             DataError,
         )
+        state = state or self.prepare(model, data, rng=fork(rng, "prepare"))
         floor = clean_accuracy(model, validation) - self.c_acc_drop
         start = snapshot(model)
         tried: dict[str, float | None] = {f"{rho:g}": None for rho in sorted(self.rho_grid)}

@@ -1,0 +1,12 @@
+"""Print every benchmark: `python -m tests.benchmarks [name ...]`."""
+
+import sys
+
+from tests.benchmarks import store, training
+from tests.benchmarks.timing import heading
+
+ALL = {"training": training.main, "store": store.main}
+
+for name in sys.argv[1:] or ALL:
+    heading(name)
+    ALL[name]()
