@@ -232,8 +232,9 @@ def execute(notebook: Path, plan: Any, store: Any) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from ppr_core.config import Study, unknown
+    from ppr_core.config import unknown
     from ppr_core.plan import Plan
+    from ppr_core.section import resolve
     from ppr_core.tracking import Store
 
     notebook = find_notebook(arguments.notebook)
@@ -242,7 +243,7 @@ def _run(arguments: argparse.Namespace) -> int:
         name = pair.partition("=")[0].split(".")[0]
         need(name in known, unknown(f"parameter of {notebook.stem}", name, known))
     values = _settings(arguments.file, arguments.set)
-    plan = Plan(Study(**{**known, **values}))
+    plan = Plan(resolve({**known, **values}))
     return execute(notebook, plan, Store())
 
 

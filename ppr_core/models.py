@@ -12,6 +12,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from ppr_core.config import Field, Settings, derive, from_registry
 from ppr_core.errors import ConfigError, need
+from ppr_core.runtime import seeded
 
 CIFAR_STATS = ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))
 IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -95,8 +96,7 @@ class Architecture(Settings):
 
     def build(self, num_classes: int, *, seed: int) -> Classifier:
         """Return a freshly initialised classifier; the global generators are left untouched."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(seed, "init").initial_seed())
+        with seeded(derive(seed, "init")):
             model = self.make(num_classes)
         return model.to(memory_format=torch.channels_last)
 

@@ -1,5 +1,6 @@
 """The stage graph of a study: what depends on what, each stage with its content key."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -126,17 +127,30 @@ class Plan:
             **method.flat(),
         }
 
-    def _setting(self, seed: int) -> dict[str, Any]:
+    @cached_property
+    def _images_key(self) -> dict[str, Any]:
+        """What the images depend on: settings, or the content of files that may change."""
+        cls = type(self.dataset)
+        key = {"name": cls.__name__, "version": cls.version, **self.dataset.flat()}
+        if "path" in cls.model_fields:
+            key["path"] = hashlib.sha256()
+            for part in self.images:
+                for tensor in (part.images, part.labels):
+                    key["path"].update(tensor.cpu().numpy().tobytes())
+            key["path"] = key["path"].hexdigest()
+        return key
+
+    def _setting(self) -> dict[str, Any]:
         """What the first stages of every chain depend on."""
         return {
-            "dataset": {"name": type(self.dataset).__name__, **self.dataset.flat()},
+            "dataset": self._images_key,
             "model": {"name": type(self.model).__name__, **self.model.flat()},
             "precision": self.study.precision,
         }
 
     def clean_model(self, seed: int) -> Stage:
         """The never-poisoned model."""
-        settings = {**self._base(seed, self.clean), **self._setting(seed)}
+        settings = {**self._base(seed, self.clean), **self._setting()}
         settings.pop("target")  # nothing is poisoned, so nothing depends on it
         return Stage(CLEAN, self, seed, settings=settings)
 
@@ -150,10 +164,10 @@ class Plan:
                 "method": type(method).__name__,
                 "version": method.version,
                 **method.preparation(),
-                "dataset": self._setting(seed)["dataset"],
+                "dataset": self._setting()["dataset"],
             }
             parents = (Stage("prepared", self, seed, attack, settings=settings),)
-        settings = {**self._base(seed, method), **self._setting(seed)}
+        settings = {**self._base(seed, method), **self._setting()}
         return Stage("backdoored", self, seed, attack, settings=settings, parents=parents)
 
     def purified(self, attack: str, defense: str, seed: int) -> Stage:
@@ -163,7 +177,7 @@ class Plan:
         held = {"reserve": self.study.reserve, "validation": self.study.validation}
         parents = (victim,)
         if method.preparation() is not None:
-            settings = {"seed": seed, "version": method.version, **held, **method.preparation()}
+            settings = {"seed": seed, **held, **method.preparation()}
             parents += (Stage("inverted", self, seed, attack, defense, settings, (victim,)),)
         settings = {**self._base(seed, method), **held}
         return Stage("purified", self, seed, attack, defense, settings, parents)

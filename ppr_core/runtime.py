@@ -60,6 +60,14 @@ def session(**settings: object) -> Iterator[Session]:
         _session.reset(token)
 
 
+@contextlib.contextmanager
+def seeded(generator: torch.Generator) -> Iterator[None]:
+    """Draw initial weights from this generator's seed; the global generators are put back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator.initial_seed())
+        yield
+
+
 def cpu_has_bf16() -> bool:
     """Say whether this processor multiplies bf16 matrices in hardware."""
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)

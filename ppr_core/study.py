@@ -194,7 +194,7 @@ def _inverted(lab: Lab, stage: Stage) -> Result:
     """Compute what several settings of one defense share, such as an inverted trigger."""
     defense = stage.plan.defenses[stage.defense]
     model = lab.model(stage.parent("backdoored", "clean"))
-    rng = derive(stage.seed, "prepare", type(defense).__name__)
+    rng = derive(stage.seed, "prepare")  # not the defense's name: several share this stage
     return Result(defense.prepare(model, stage.plan.held(stage.seed).tune, rng=rng))
 
 

@@ -65,7 +65,7 @@ def test_a_users_mistake_is_one_line_and_exit_2(arguments, message, capsys, stor
         ("poison_rate=2", "expected less than or equal to 1, got 2"),
         ("poison_rat=0.1", "did you mean 'poison_rate'"),
         ("training.epochs=many", "expected a valid integer, got 'many'"),
-        ("seeds.x=1", "to be a group"),
+        ("poison_rate.x=1", "to be a group"),
         ("notebooks=[99_none]", "expected a notebook, got '99_none'"),
     ],
 )
@@ -80,7 +80,7 @@ def test_report_as_csv_has_a_row_a_cell(study_file, capsys, store):
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     wanted = "dataset,model,poison_rate,attack,defense,seed,rho,o_c_acc,o_asr,p_c_acc,p_asr"
     assert set(wanted.split(",")) <= set(rows[0])
-    assert [row["defense"] for row in rows] == ["none", "clean", "ft", "ep"]
+    assert [row["defense"] for row in rows] == ["none", "clean", "ep", "ft"]
     assert {row["status"] for row in rows} == {"not run"}
 
 

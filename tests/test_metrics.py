@@ -68,4 +68,6 @@ def test_only_target_images_is_an_error(data):
 def test_psnr_by_hand():
     black = torch.zeros(1, 1, 2, 2, dtype=torch.uint8)
     assert psnr(black, black + 255) == pytest.approx(0.0, abs=1e-5)
+    both = torch.cat([black, black]), torch.cat([black + 255, black + 51])
+    assert psnr(*both) == pytest.approx(10 * 0.69897, abs=1e-3)  # the mean of 0 and 13.98
     assert psnr(black, black + 51) == pytest.approx(20 * 0.69897, abs=1e-3)  # 255/51 = 5

@@ -11,5 +11,7 @@ FILES = sorted((ROOT / "params").glob("*.yaml"))
 def test_every_study_file_resolves(path):
     plan = Plan(Study.load(path))
     assert plan.study.name == path.stem
-    assert plan.stages()
+    assert list(plan.cells())
+    if plan.study.dataset["name"] == "shapes":
+        assert plan.stages()
     assert all(find_notebook(name).exists() for name in plan.study.notebooks)

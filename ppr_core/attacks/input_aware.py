@@ -15,6 +15,7 @@ from ppr_core.config import Field
 from ppr_core.data.images import ImageSet, to_float, to_uint8
 from ppr_core.errors import need
 from ppr_core.method import Outcome, fork
+from ppr_core.runtime import seeded
 from ppr_core.training import Schedule, fit, make_optimizer
 
 AT_ONCE = 512  # images stamped together; bounds the memory of the networks' maps
@@ -52,8 +53,7 @@ class InputAware(CoverAttack):
 
     def prepare(self, data: ImageSet, *, rng: torch.Generator) -> dict[str, Tensor]:
         """Train the mask network, for sparse and diverse masks; draw the pattern network."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(fork(rng, "networks").initial_seed())
+        with seeded(fork(rng, "networks")):
             trigger = TriggerNetworks(self.width).to(data.device)
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:

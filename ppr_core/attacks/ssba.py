@@ -14,13 +14,14 @@ from ppr_core.attacks.steganography import (
     Plan,
     bit_accuracy,
     common_share,
-    psnr,
 )
 from ppr_core.config import Field
 from ppr_core.data.images import ImageSet, to_float
 from ppr_core.data.splits import hold_out
 from ppr_core.errors import need
 from ppr_core.method import fork
+from ppr_core.metrics import psnr
+from ppr_core.runtime import seeded
 from ppr_core.training import Schedule, fit
 
 BATCH = 512  # images encoded at once
@@ -66,8 +67,7 @@ class Ssba(Attack):
         """
         plan = PLANS[self.variant]
         known, unknown = hold_out(data, rng=fork(rng, "held-out"))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(fork(rng, "init").initial_seed())
+        with seeded(fork(rng, "init")):
             model = _Pair(plan, data.size, distortion=self.distortion, share=self.common_share)
         model.to(data.device, memory_format=torch.channels_last)
         stream = fork(rng, "encoder")  # of the messages too, so that one state says it all
@@ -119,7 +119,7 @@ class Ssba(Attack):
         figures = {
             "bit_accuracy": bit_accuracy(hidden, message),
             "clean_bit_accuracy": bit_accuracy(clean, message),
-            "psnr": psnr(after, before),
+            "psnr": torch.tensor(psnr(255 * before, 255 * after)),
             "common_share": common_share(after - before),
         }
         return {f"report.{name}": value.cpu() for name, value in figures.items()}

@@ -138,12 +138,6 @@ def bit_accuracy(logits: Tensor, messages: Tensor) -> Tensor:
     return ((logits > 0) == (messages > 0.5)).float().mean()
 
 
-def psnr(images: Tensor, others: Tensor) -> Tensor:
-    """Return the mean peak signal-to-noise ratio of (N, C, H, W) in [0, 1], dB: a scalar."""
-    error = (images - others).square().flatten(1).mean(1).clamp_min(1e-10)
-    return (-10 * error.log10()).mean()
-
-
 def common_share(residuals: Tensor) -> Tensor:
     """Return the share of the residuals' energy that all images have in common.
 

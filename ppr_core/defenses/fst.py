@@ -10,12 +10,10 @@ from ppr_core.config import Field
 from ppr_core.data.images import ImageSet
 from ppr_core.defenses.base import Defense
 from ppr_core.defenses.finetune import draw_head, keep_norm
-from ppr_core.errors import DataError, need
+from ppr_core.defenses.selection import strongest
 from ppr_core.method import Outcome, fork
-from ppr_core.metrics import clean_accuracy
 from ppr_core.runtime import Record
 from ppr_core.training import Loss, Schedule, fit
-from ppr_core.weights import snapshot
 
 
 class Fst(Defense):
@@ -60,24 +58,16 @@ class Fst(Defense):
         """
         if not self.alpha_grid:
             return Outcome(model, self._tune(model, data, self.alpha, rng, "tune"))
-        need(
+        alphas = sorted(self.alpha_grid, reverse=True)
+        history, info = strongest(
+            model,
             validation,
-            "expected validation images to choose alpha by, got none; hold out a share of the "
-            "reserve, or set alpha and an empty alpha_grid",
-            DataError,
+            alphas,
+            lambda alpha: self._tune(model, data, alpha, rng),
+            name="alpha",
+            drop=self.c_acc_drop,
         )
-        floor = clean_accuracy(model, validation) - self.c_acc_drop
-        start, tried, warnings = snapshot(model), [], []
-        for alpha in sorted(self.alpha_grid, reverse=True):
-            model.load_state_dict(start)
-            history = self._tune(model, data, alpha, rng)
-            accuracy = clean_accuracy(model, validation)
-            tried.append({"alpha": alpha, "val_c_acc": accuracy})
-            if accuracy >= floor:
-                break
-        else:
-            warnings.append(f"no alpha kept validation accuracy above {floor:.2f} %")
-        return Outcome(model, history, {"alpha": alpha, "sweep": tried, "warnings": warnings})
+        return Outcome(model, history, info)
 
     def _tune(
         self, model: nn.Module, data: ImageSet, alpha: float, rng: torch.Generator, name: str = ""

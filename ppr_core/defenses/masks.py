@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from ppr_core.config import Field
 from ppr_core.data.images import ImageSet
 from ppr_core.defenses.base import Defense
-from ppr_core.errors import DataError, need
+from ppr_core.defenses.selection import need_validation
+from ppr_core.errors import need
 from ppr_core.method import Outcome, fork
 from ppr_core.metrics import clean_accuracy
 from ppr_core.models import batch_norms, clone
@@ -154,6 +155,7 @@ class MaskPruning(Defense):
         """Return the settings that the masks depend on: all but those of the threshold."""
         return {
             "masks": type(self).__name__,
+            "version": self.version,
             **self.model_dump(mode="json", exclude=set(MaskPruning.model_fields)),
         }
 
@@ -207,12 +209,7 @@ class MaskPruning(Defense):
         if self.oracle:
             need(score, "expected score= for select: oracle_asr, got none; set another rule")
             return score
-        need(
-            validation,
-            "expected validation images to choose tau by, got none; hold out a share of the "
-            "reserve, or set select: fixed",
-            DataError,
-        )
+        need_validation(validation, "tau", "select: fixed")
         return lambda model: {"val_c_acc": clean_accuracy(model, validation)}
 
     def _choose(self, rows: list[Record]) -> float:

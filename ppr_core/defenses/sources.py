@@ -17,6 +17,7 @@ Change = Callable[[Tensor], Tensor]
 class TriggerSource(Settings):
     """A way to come by a trigger; a new one is a subclass, handed to a defense as `inversion`."""
 
+    version: ClassVar[int] = 1  # raise it when what it finds changes
     oracle: ClassVar[bool] = False  # it is given the attacker's own stamp
     later: ClassVar[frozenset[str]] = frozenset()  # settings that the first round does not read
 
@@ -26,7 +27,7 @@ class TriggerSource(Settings):
     def preparation(self) -> dict[str, Any] | None:
         """Return the settings that the first round depends on; None: it is not worth saving."""
         settings = self.model_dump(mode="json", exclude=set(self.later))
-        return {"trigger_source": type(self).__name__, **settings}
+        return {"trigger_source": type(self).__name__, "version": self.version, **settings}
 
     def invert(
         self, model: nn.Module, data: ImageSet, *, rng: torch.Generator, state: State

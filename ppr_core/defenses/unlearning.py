@@ -11,13 +11,12 @@ from ppr_core.config import Field, from_registry
 from ppr_core.data.images import ImageSet
 from ppr_core.defenses.base import Defense
 from ppr_core.defenses.inversion import Inversion
+from ppr_core.defenses.selection import strongest
 from ppr_core.defenses.sources import Change, RealTrigger, State, TriggerSource
-from ppr_core.errors import DataError, need
 from ppr_core.method import Outcome, fork
 from ppr_core.metrics import clean_accuracy
 from ppr_core.runtime import autocast
 from ppr_core.training import Schedule, fit, make_optimizer
-from ppr_core.weights import snapshot
 
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -183,25 +182,15 @@ class Stepping(Unlearning):
         given = {"rng": rng, "validation": validation, "trigger": trigger}
         if not self.rho_grid:
             return super().run(model, data, state=state, **given)
-        need(
-            validation is not None and len(validation),
-            "expected validation images to choose rho by, got none; hold out a share of the "
-            "reserve, or set rho and an empty rho_grid",
-            DataError,
-        )
         state = state or self.prepare(model, data, rng=fork(rng, "prepare"))
-        floor = clean_accuracy(model, validation) - self.c_acc_drop
-        start = snapshot(model)
-        tried: dict[str, float | None] = {f"{rho:g}": None for rho in sorted(self.rho_grid)}
-        # From the largest down: the first that stays above the floor is the answer.
-        for rho in sorted(self.rho_grid, reverse=True):
-            model.load_state_dict(start)
-            outcome = self.replace(rho=rho, rho_grid=[]).tune(model, data, state, **given)
-            tried[f"{rho:g}"] = outcome.info["val_c_acc"]
-            if outcome.info["val_c_acc"] >= floor:
-                break
-        else:
-            doubt = f"no rho of the grid kept validation accuracy above {floor:.2f} %"
-            outcome.info["warnings"] = [*outcome.info.get("warnings", []), doubt]
-        outcome.info |= {"rho": rho, "rho_tried": tried, "val_c_acc_floor": floor}
+        outcome, info = strongest(
+            model,
+            validation,
+            sorted(self.rho_grid, reverse=True),
+            lambda rho: self.replace(rho=rho, rho_grid=[]).tune(model, data, state, **given),
+            name="rho",
+            drop=self.c_acc_drop,
+        )
+        doubts = [*outcome.info.get("warnings", []), *info.get("warnings", [])]
+        outcome.info |= info | ({"warnings": doubts} if doubts else {})
         return outcome

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ppr_core.config import Field
-from ppr_core.data.images import Augment, ImageSet
+from ppr_core.data.images import ImageSet, augmented
 from ppr_core.data.splits import draw
 from ppr_core.errors import DataError, need
 from ppr_core.method import Method, Outcome, fork
@@ -59,10 +59,7 @@ class Retuning(Method):
         clean = draw(data, total - self.poisoned, fork(rng, "clean"))
         schedule = self.schedule
         if self.frozen:
-            augment = Augment(clean, crop=schedule.crop, flip=schedule.flip)
-            draws = augment.draw(len(clean), fork(rng, "augment"))
-            everything = torch.arange(len(clean), device=data.device)
-            clean = clean.with_images(augment.pick(everything, draws))
+            clean = augmented(clean, schedule, rng=fork(rng, "augment"))
             schedule = schedule.replace(crop=0, flip=False)
         mixture = clean + draw(poisons, self.poisoned, fork(rng, "poisons"))
         history = fit(model, mixture, schedule, rng=fork(rng, "shuffle"), name="retuning")

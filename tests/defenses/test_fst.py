@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ppr_core.defenses import fst
+from ppr_core.defenses import selection
 from ppr_core.defenses.finetune import FtInit, draw_head
 from ppr_core.defenses.fst import Fst, shift_loss
 from ppr_core.errors import DataError
@@ -55,12 +55,14 @@ def test_the_largest_alpha_that_keeps_the_accuracy_is_chosen(
     found, alpha, model, data, rng, monkeypatch
 ):
     accuracies = iter(found)  # of the model handed in, then of each alpha from the largest down
-    monkeypatch.setattr(fst, "clean_accuracy", lambda model, held: next(accuracies))
+    monkeypatch.setattr(selection, "clean_accuracy", lambda model, held: next(accuracies))
     method = Fst(schedule={**SHORT, "steps": 3}, alpha_grid=[0.1, 2.0, 0.5])
     outcome = method(model, data, rng=rng, validation=tiny_set(8))
     assert outcome.info["alpha"] == alpha
-    assert [row["val_c_acc"] for row in outcome.info["sweep"]] == found[1:]
-    assert bool(outcome.info["warnings"]) == (found[-1] < 87.5)
+    tried = [outcome.info["alpha_tried"][name] for name in ("2", "0.5", "0.1")]
+    assert tried == [*found[1:], None, None][:3]
+    assert outcome.info["val_c_acc_floor"] == 87.5
+    assert ("warnings" in outcome.info) == (found[-1] < 87.5)
     alone = method.replace(alpha_grid=[], alpha=alpha)(model, data, rng=rng).model.state_dict()
     for name, tensor in outcome.model.state_dict().items():
         assert torch.equal(tensor, alone[name])

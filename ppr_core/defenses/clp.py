@@ -1,0 +1,69 @@
+"""CLP: channel Lipschitzness based pruning, without data."""
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ppr_core.data.images import ImageSet
+from ppr_core.defenses.outliers import OutlierPruning
+from ppr_core.errors import need
+
+SMALL = 1e-5  # added to the variance, which a dead channel lets go to zero
+
+
+class Clp(OutlierPruning):
+    """Prune the channels that can amplify their input most: weights decide, data are not used.
+
+    Differs from the authors' code: 1e-5 is added to the running variance.
+    """
+
+    source: ClassVar[str] = "Zheng et al. 2022, arXiv:2208.03111, sec. 4"
+
+    def check(self, model: nn.Module, data: ImageSet) -> None:
+        """Raise ConfigError for a model without a convolution that batch norm follows."""
+        need(
+            any(True for _ in normalised_convolutions(model)),
+            "Clp scores convolutions that batch norm follows at once: expected a model with some, "
+            "got one without; choose another defense for it",
+        )
+
+    def scores(
+        self, model: nn.Module, data: ImageSet, *, rng: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Return the bound of each channel's Lipschitz constant."""
+        return {
+            name: lipschitz(convolution, norm)
+            for name, convolution, norm in normalised_convolutions(model)
+        }
+
+
+@torch.no_grad()
+def lipschitz(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
+    """Return, a channel, the kernel's largest singular value times its batch norm's scale.
+
+    A channel's kernel is taken as a matrix of input channels by kernel positions.
+
+    Source: Zheng et al. 2022, arXiv:2208.03111, eq. 7.
+    """
+    kernels = convolution.weight.flatten(2)  # (out, in, height * width)
+    scale = norm.weight / (norm.running_var + SMALL).sqrt()
+    return torch.linalg.matrix_norm(kernels, ord=2) * scale.abs()
+
+
+def normalised_convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d, nn.BatchNorm2d]]:
+    """Yield each batch norm that stands right behind a convolution: (its name, both layers).
+
+    Modules stand in the order of their making. Where batch norm comes first, as in DenseNet, only
+    those pairs are found whose channels agree.
+    """
+    before: nn.Module | None = None
+    for name, module in model.named_modules():
+        if next(module.children(), None) is not None:
+            continue
+        if isinstance(module, nn.BatchNorm2d) and isinstance(before, nn.Conv2d):
+            tracked = module.affine and module.track_running_stats
+            if tracked and module.num_features == before.out_channels:
+                yield name, before, module
+        before = module

@@ -1,0 +1,65 @@
+"""Choose a setting by the accuracy that it leaves on held-out clean images."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from torch import nn
+
+from ppr_core.data.images import ImageSet
+from ppr_core.errors import DataError, need
+from ppr_core.metrics import clean_accuracy
+from ppr_core.weights import snapshot
+
+Result = TypeVar("Result")
+
+
+def need_validation(validation: ImageSet | None, name: str, mend: str) -> None:
+    """Raise DataError unless there are held-out images to choose a setting by."""
+    need(
+        validation,
+        f"expected validation images to choose {name} by, got none; hold out a share of the "
+        f"reserve, or set {mend}",
+        DataError,
+    )
+
+
+def strongest(
+    model: nn.Module,
+    validation: ImageSet | None,
+    settings: Sequence[float],
+    attempt: Callable[[float], Result],
+    *,
+    name: str,
+    drop: float,
+) -> tuple[Result, dict[str, Any]]:
+    """Try settings in turn until one keeps the accuracy; the last one stands if none does.
+
+    Args:
+        model: put back to what it is now before each attempt; left as the chosen one made it.
+        validation: held-out clean images.
+        settings: from the strongest to the weakest.
+        attempt: changes the model by one setting.
+        name: of the setting.
+        drop: accuracy that may be lost, percentage points.
+
+    Returns:
+        What the chosen attempt returned; and for the Outcome's info the setting, what those
+        tried left of the accuracy (None: not tried), the floor, and a warning if none kept it.
+
+    Raises:
+        DataError: there are no validation images.
+    """
+    need_validation(validation, name, f"{name} and an empty {name}_grid")
+    floor = clean_accuracy(model, validation) - drop
+    start, warnings = snapshot(model), {}
+    tried: dict[str, float | None] = {f"{setting:g}": None for setting in sorted(settings)}
+    for setting in settings:
+        model.load_state_dict(start)
+        result = attempt(setting)
+        accuracy = tried[f"{setting:g}"] = clean_accuracy(model, validation)
+        if accuracy >= floor:
+            break
+    else:
+        doubt = f"no {name} of the grid kept validation accuracy above {floor:.2f} %"
+        warnings = {"warnings": [doubt]}
+    return result, {name: setting, f"{name}_tried": tried, "val_c_acc_floor": floor, **warnings}
