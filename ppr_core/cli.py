@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--format", choices=("text", "csv"), default="text")
     report = add("report", _report, "print a study's table, or write its HTML report")
     _study_arguments(report)
-    report.add_argument("--format", choices=("text", "csv", "html"), default="text")
+    report.add_argument("--format", choices=("text", "csv", "markdown", "html"), default="text")
     for name, run_server, text in (
         ("ui", _ui, "open the MLflow UI on 127.0.0.1"),
         ("lab", _lab, "open JupyterLab on 127.0.0.1"),
@@ -118,9 +118,6 @@ def _study(arguments: argparse.Namespace) -> int:
     store = Store()
     if arguments.dry_run:
         return _dry_run(plan, Lab(store))
-    closed = store.close_stale()
-    if closed:
-        print(f"closed {closed} run(s) of a killed start; going on from their checkpoints")
     stages = plan.stages()
     print(f"study {plan.study.name}: {len(stages)} stages on {plan.device}", flush=True)
     failures = engine.run(plan, Lab(store), arguments.engine, arguments.gpu_share)
@@ -312,7 +309,8 @@ def _report(arguments: argparse.Namespace) -> int:
     if arguments.format == "csv":
         rows.to_csv(sys.stdout, index=False)
     else:
-        print(results.text_table(rows))
+        table = results.markdown_table if arguments.format == "markdown" else results.text_table
+        print(table(rows))
     return 0
 
 

@@ -159,6 +159,7 @@ class Study(Settings):
     seeds: list[int] = Field([0], description="seeds to run; figures show mean and spread")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where tensors live")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of matrix products")
+    deterministic: bool = Field(False, description="forbid algorithms that vary from run to run")
     dataset: dict[str, Any] = Field({"name": "shapes"}, description="data set and its settings")
     model: dict[str, Any] = Field({"name": "resnet18"}, description="classifier and its settings")
     training: dict[str, Any] = Field({}, description="schedule of clean and backdoored models")

@@ -37,6 +37,9 @@ def run(plan: Plan, lab: Lab, backend: Backend = "local", gpu_share: float = 1.0
         Stage name -> reason, for what failed or was left out.
     """
     plan.check_data()
+    closed = lab.store.close_stale()
+    if closed:
+        print(f"closed {closed} run(s) of a killed start; going on from their checkpoints")
     stages = plan.stages()
     waiting = [stage for stage in stages if not lab.cached(stage)]
     if not waiting:

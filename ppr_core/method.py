@@ -2,6 +2,8 @@
 
 import hashlib
 import inspect
+import resource
+import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
@@ -103,7 +105,7 @@ class Method(Settings):
             for hook in hooks:
                 hook.remove()
         cost.seconds = time.perf_counter() - clock
-        cost.peak_bytes = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+        cost.peak_bytes = _peak_bytes(device)
         outcome.cost = cost
         outcome.model.eval().requires_grad_(True)
         return outcome
@@ -113,6 +115,14 @@ def fork(rng: torch.Generator, *names: str | int) -> torch.Generator:
     """Return an independent generator for one part of a method, without drawing from `rng`."""
     text = "/".join(map(str, (rng.initial_seed(), *names)))
     return torch.Generator().manual_seed(int(hashlib.sha256(text.encode()).hexdigest()[:15], 16))
+
+
+def _peak_bytes(device: torch.device) -> int:
+    """Return the peak memory: of this call on CUDA, of the whole process so far on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _count_passes(model: nn.Module, cost: Cost) -> list[torch.utils.hooks.RemovableHandle]:

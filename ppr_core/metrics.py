@@ -62,7 +62,12 @@ def evaluate(model: nn.Module, test: ImageSet, stamped: ImageSet) -> Record:
 
 def _hit_rate(model: nn.Module, data: ImageSet) -> float:
     need(len(data) > 0, "expected at least one image to evaluate on, got none", DataError)
-    return 100 * (logits(model, data.images).argmax(1) == data.labels).double().mean().item()
+    return float(hit_rate(logits(model, data.images).argmax(1), data.labels))
+
+
+def hit_rate(predicted: Tensor, labels: Tensor) -> Tensor:
+    """Return the percentage of `predicted` (..., N) that agrees with `labels` (N,), on the CPU."""
+    return 100 * (predicted == labels).double().mean(-1).cpu()
 
 
 def psnr(images: Tensor, changed: Tensor) -> float:

@@ -239,6 +239,14 @@ def batch_norms(model: nn.Module) -> Iterator[tuple[str, nn.modules.batchnorm._B
             yield name, module
 
 
+def convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
+    """Yield the convolutions by name, in module order; those of shortcuts are left out."""
+    for name, module in model.named_modules():
+        shortcut = {"downsample", "shortcut"} & set(name.split("."))
+        if isinstance(module, nn.Conv2d) and not shortcut:
+            yield name, module
+
+
 def clone(model: nn.Module) -> nn.Module:
     """Return an independent copy with every parameter trainable."""
     return copy.deepcopy(model).requires_grad_(True)

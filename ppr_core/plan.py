@@ -100,10 +100,12 @@ class Plan:
     def _defense_settings(self) -> dict[str, dict[str, Any]]:
         """The configured defenses, and PAM once more for every rho of the grid."""
         settings = dict(self.study.defenses)
-        base = settings.get("pam", {})
-        for rho in self.study.rho_grid:
-            if rho != base.get("rho"):
-                settings[rho_label(rho)] = {**base, "method": "pam", "rho": rho}
+        if not self.study.rho_grid:
+            return settings
+        base = {"method": "pam", **settings.pop("pam", {})}
+        own = base.get("rho")
+        for rho in sorted({*self.study.rho_grid, *([] if own is None else [own])}):
+            settings["pam" if rho == own else rho_label(rho)] = {**base, "rho": rho}
         return settings
 
     def _retuning(self, attack: str) -> Retuning:

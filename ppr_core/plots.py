@@ -14,7 +14,7 @@ from ppr_core.results import label
 
 # Colour-blind safe, and told apart in print by lightness.
 BEFORE, AFTER, CLEAN = "#88b4d8", "#c0392b", "#2c7a4b"
-AMPLIFY = 5  # of the differences that galleries show
+SHOWN = 0.98  # share of the differences that a gallery's amplification leaves in range
 
 sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
 
@@ -39,10 +39,14 @@ def gallery(originals: Tensor, triggered: Mapping[str, tuple[Tensor, Tensor]]) -
     _images(axes[0], originals, "original")
     for index, (name, (train, test)) in enumerate(triggered.items()):
         top = 1 + 3 * index
-        difference = (test.float() - originals.float()) * AMPLIFY / 255 + 0.5
+        difference = (test.float() - originals.float()) / 255
+        changed = difference[difference != 0].abs()
+        limit = float(changed.quantile(SHOWN)) if len(changed) else 1.0
+        factor = max(1, int(0.5 / max(limit, 1e-3)))
         _images(axes[top], train, f"{name}\ntraining")
         _images(axes[top + 1], test, f"{name}\ntest")
-        _images(axes[top + 2], difference.clamp(0, 1), f"difference\n× {AMPLIFY}")
+        amplified = (difference * factor + 0.5).clamp(0, 1)
+        _images(axes[top + 2], amplified, f"difference\n× {factor}")
     figure.tight_layout(pad=0.3)
     return figure
 
@@ -191,9 +195,10 @@ def trade_off(rows: pd.DataFrame) -> Figure:
     before = rows[rows["defense"] == "none"].set_index(["attack", "seed"])["o_c_acc"]
     keys = list(zip(done["attack"], done["seed"], strict=True))
     lost = before.loc[keys].to_numpy() - done["o_c_acc"].to_numpy(dtype=float)
-    done = done.assign(lost=lost, name=done.apply(label, axis=1))
+    done = done.assign(lost=lost, defense=done.apply(label, axis=1))
     figure, axes = _figure(7.6, 4.6)
-    sns.scatterplot(done, x="lost", y="p_asr", hue="name", style="attack", s=90, ax=axes[0][0])
+    kind = {"hue": "defense", "style": "attack" if done["attack"].nunique() > 1 else None}
+    sns.scatterplot(done, x="lost", y="p_asr", s=90, ax=axes[0][0], **kind)
     axes[0][0].set(xlabel="C-Acc lost (points)", ylabel="P-ASR after RA (%)", ylim=(-3, 103))
     axes[0][0].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9)
     figure.tight_layout()

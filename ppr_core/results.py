@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ppr_core.config import digest
+from ppr_core.defenses import Pam
 from ppr_core.metrics import psnr
 from ppr_core.plan import CLEAN, NO_DEFENSE, Plan
 from ppr_core.study import Lab
@@ -46,7 +47,7 @@ def cells(plan: Plan, store: Store) -> pd.DataFrame:
 
 def _row(plan: Plan, store: Store, attack: str, defense: str, seed: int) -> dict[str, Any]:
     method = plan.defenses.get(defense)
-    rho = getattr(method, "rho", None)
+    rho = method.rho if isinstance(method, Pam) else None
     row: dict[str, Any] = {
         "dataset": plan.study.dataset["name"],
         "model": plan.study.model["name"],
@@ -166,6 +167,15 @@ def label(row: pd.Series) -> str:
     return f"{row['defense']}{rho}{' (oracle)' if row['oracle'] else ''}"
 
 
+def markdown_table(rows: pd.DataFrame) -> str:
+    """Return the result table as Markdown, such as the README's."""
+    lines = ["| attack | defense | C-Acc | O-ASR | P-ASR |", "|---|---|---:|---:|---:|"]
+    for _, row in summary(rows).iterrows():
+        figures = [cell_text(row, name) for name in ("o_c_acc", "o_asr", "p_asr")]
+        lines.append(f"| {' | '.join([row['attack'], label(row), *figures])} |")
+    return "\n".join(lines)
+
+
 def text_table(rows: pd.DataFrame) -> str:
     """Return the result table of a study as aligned text."""
     heads = " ".join(f"{head:>12s}" for head in ("C-Acc", "O-ASR", "P-ASR"))
@@ -196,8 +206,8 @@ def histories(plan: Plan, store: Store, kind: str) -> pd.DataFrame:
         if run is None:
             continue
         frame = pd.DataFrame(store.summary(run).history)
-        frame["attack"], frame["defense"] = stage.attack, stage.defense
-        frame["seed"] = stage.seed
+        frame["attack"], frame["seed"] = stage.attack, stage.seed
+        frame["defense"] = stage.defense.replace("@", " rho ")
         frames.append(frame)
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 

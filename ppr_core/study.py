@@ -80,6 +80,7 @@ class Lab:
         try:
             with session(
                 precision=stage.plan.study.precision,
+                deterministic=stage.plan.study.deterministic,
                 checkpoint=self.store.scratch(stage.key),
                 evaluate=self._evaluator(stage),
                 report=report,

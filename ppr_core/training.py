@@ -262,7 +262,10 @@ class _Checkpoint:
             return []
         state = torch.load(self.path, map_location="cpu", weights_only=True)
         self.model.load_state_dict(state["model"])
+        rates = [group["lr"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate  # the loaded one lies on the CPU; the schedule sets it anyway
         self.rng.set_state(state["rng"])
         log.info("resuming %s after epoch %d", self.path.stem, len(state["history"]))
         return state["history"]

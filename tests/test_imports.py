@@ -23,6 +23,7 @@ ORDER = [
     "attacks",
     "defenses",
     "reactivation",
+    "connectivity",
     "plan",
     "tracking",
     "study",

@@ -59,8 +59,8 @@ def test_every_rho_of_the_grid_is_a_cell_that_shares_the_inversion():
         defenses={"pam": {"rho": 0.5, "rounds": 1, "inversion": {"width": 4}}},
         rho_grid=[0.0, 0.5, 1.0],
     )
-    assert list(grid.defenses) == ["pam", "pam@0", "pam@1"]
-    assert [grid.defenses[name].rho for name in grid.defenses] == [0.5, 0.0, 1.0]
+    assert list(grid.defenses) == ["pam@0", "pam", "pam@1"]
+    assert [grid.defenses[name].rho for name in grid.defenses] == [0.0, 0.5, 1.0]
     kinds = [stage.kind for stage in grid.stages()]
     assert kinds.count("inverted") == 1
     assert kinds.count("purified") == 3

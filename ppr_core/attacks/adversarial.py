@@ -23,8 +23,8 @@ def pgd(
     images: Tensor,
     labels: Tensor,
     *,
-    eps: float,
-    step: float,
+    eps: float | Tensor,
+    step: float | Tensor,
     iterations: int,
     rng: torch.Generator | None = None,
 ) -> Tensor:
@@ -35,9 +35,9 @@ def pgd(
     Args:
         model: pixels in [0, 1] to logits; its modes come back as they were.
         images: (N, C, H, W) in [0, 1].
-        labels: (N,) int64, the true ones.
-        eps: largest change of a pixel (L-infinity).
-        step: change of a pixel in one iteration.
+        labels: (N,) int64: the true ones, or, with a negative step, those to reach.
+        eps: largest change of a pixel (L-infinity); a tensor is broadcast over the images.
+        step: change of a pixel in one iteration; a negative one lowers the cross-entropy.
         iterations: gradient steps.
         rng: CPU generator of a uniform random start; none: start from the images themselves.
 

@@ -2,14 +2,18 @@
 
 from ppr_core.defenses.anp import Anp
 from ppr_core.defenses.base import Defense
+from ppr_core.defenses.bnp import Bnp
 from ppr_core.defenses.bti import Bti
 from ppr_core.defenses.bti_sam import BtiSam
+from ppr_core.defenses.clp import Clp
 from ppr_core.defenses.ep import ExactPurification
+from ppr_core.defenses.fine_pruning import FinePruning
 from ppr_core.defenses.finetune import FeTuning, Ft, FtInit, Lp
 from ppr_core.defenses.fst import Fst
 from ppr_core.defenses.ft_sam import FtSam
 from ppr_core.defenses.ibau import IBau
 from ppr_core.defenses.pam import Pam
+from ppr_core.defenses.rnp import Rnp
 
 DEFENSES: dict[str, type[Defense]] = {
     "ep": ExactPurification,
@@ -24,6 +28,10 @@ DEFENSES: dict[str, type[Defense]] = {
     "bti": Bti,
     "bti_sam": BtiSam,
     "pam": Pam,
+    "clp": Clp,
+    "bnp": Bnp,
+    "rnp": Rnp,
+    "fine_pruning": FinePruning,
 }
 
-__all__ = ["DEFENSES", "Defense"]
+__all__ = ["DEFENSES", "Defense", "Pam"]

@@ -32,11 +32,6 @@ class Anp(MaskPruning):
     def learn(self, model: nn.Module, data: ImageSet, *, rng: torch.Generator) -> Masks:
         """Learn masks in [0, 1] at fixed weights, the network normalising by batch statistics."""
         masks = Masks(model)
-
-        @torch.no_grad()
-        def clamp() -> None:
-            masks.values.clamp_(0, 1)
-
         with masks.on(model):
             fit(
                 model,
@@ -44,7 +39,7 @@ class Anp(MaskPruning):
                 self.schedule,
                 rng=fork(rng, "batches"),
                 gradient=self._gradient(masks, fork(rng, "noise")),
-                after_step=clamp,
+                after_step=masks.clamp,
                 parameters=[masks.values],
             )
         return masks

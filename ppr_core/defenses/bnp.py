@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ppr_core.config import Field
 from ppr_core.data.images import ImageSet, to_float
 from ppr_core.defenses.outliers import OutlierPruning
+from ppr_core.defenses.watching import watching
 from ppr_core.errors import need
 from ppr_core.metrics import evaluating
 from ppr_core.models import batch_norms
@@ -21,7 +22,9 @@ class Bnp(OutlierPruning):
     is added to both variances.
     """
 
-    source: ClassVar[str] = "Zheng et al. 2022, NeurIPS, OpenReview qkRdFotwAm (BNP)"
+    source: ClassVar[str] = (
+        "Zheng et al. 2022, NeurIPS, Pre-activation Distributions Expose Backdoor Neurons"
+    )
 
     batch_size: int = Field(256, ge=2, description="clean images looked at")
     kl_exact: bool = Field(
@@ -43,28 +46,19 @@ class Bnp(OutlierPruning):
         chosen = torch.randperm(len(data), generator=rng)[: self.batch_size]
         found: dict[str, Tensor] = {}
 
-        def look(name: str, layer: nn.Module, maps: Tensor) -> None:
+        def look(name: str, maps: Tensor, _: Tensor) -> None:
+            layer = model.get_submodule(name)
             var, mean = torch.var_mean(maps.transpose(0, 1).flatten(1), 1)
             running = layer.running_mean, layer.running_var + layer.eps
             found[name] = divergence(mean, var + layer.eps, *running, exact=self.kl_exact)
 
-        hooks = [
-            layer.register_forward_pre_hook(lambda _, args, at=(name, layer): look(*at, args[0]))
-            for name, layer in _comparable(model)
-        ]
-        try:
-            with torch.no_grad(), evaluating(model):
-                model(to_float(data.subset(chosen).images))
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with torch.no_grad(), evaluating(model), watching(dict(_comparable(model)), look):
+            model(to_float(data.subset(chosen).images))
         return found
 
 
 def divergence(mean: Tensor, var: Tensor, mean2: Tensor, var2: Tensor, *, exact: bool) -> Tensor:
     """Return how far the Gaussian (mean, var) is from (mean2, var2), elementwise.
-
-    Source: Zheng et al. 2022, eq. 9.
 
     Args:
         mean: of the first.

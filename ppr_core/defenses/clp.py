@@ -19,7 +19,7 @@ class Clp(OutlierPruning):
     Differs from the authors' code: 1e-5 is added to the running variance.
     """
 
-    source: ClassVar[str] = "Zheng et al. 2022, arXiv:2208.03111, sec. 4"
+    source: ClassVar[str] = "Zheng et al. 2022, arXiv:2208.03111"
 
     def check(self, model: nn.Module, data: ImageSet) -> None:
         """Raise ConfigError for a model without a convolution that batch norm follows."""
@@ -44,8 +44,6 @@ def lipschitz(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
     """Return, a channel, the kernel's largest singular value times its batch norm's scale.
 
     A channel's kernel is taken as a matrix of input channels by kernel positions.
-
-    Source: Zheng et al. 2022, arXiv:2208.03111, eq. 7.
     """
     kernels = convolution.weight.flatten(2)  # (out, in, height * width)
     scale = norm.weight / (norm.running_var + SMALL).sqrt()

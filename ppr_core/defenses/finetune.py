@@ -13,6 +13,9 @@ from ppr_core.defenses.base import Defense
 from ppr_core.method import Outcome, fork
 from ppr_core.training import Loss, Schedule, cross_entropy, fit
 
+# Source: BackdoorBench, the tuning of most defenses that it has.
+BENCH = Schedule(epochs=100, lr=0.01, weight_decay=5e-4, batch_size=256, decay="cosine")
+
 
 class _FineTuning(Defense):
     """What the four ways share; they differ in what is drawn anew and in what is trained.

@@ -57,6 +57,11 @@ class Masks:
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
 
+    @torch.no_grad()
+    def clamp(self) -> None:
+        """Keep the masks in [0, 1]."""
+        self.values.clamp_(0, 1)
+
     def by_layer(self) -> dict[str, Tensor]:
         """Return each layer's masks by the layer's name."""
         parts = self.values.detach().clone().split(self.sizes)

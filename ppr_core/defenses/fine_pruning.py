@@ -1,0 +1,141 @@
+"""Fine-Pruning: prune what clean images leave asleep, then fine-tune."""
+
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ppr_core.config import Field
+from ppr_core.data.images import ImageSet, to_float
+from ppr_core.defenses.base import Defense
+from ppr_core.defenses.finetune import BENCH
+from ppr_core.defenses.masks import Judge
+from ppr_core.defenses.selection import need_validation
+from ppr_core.defenses.sources import need_parts
+from ppr_core.defenses.watching import watching
+from ppr_core.errors import need
+from ppr_core.method import Outcome, fork
+from ppr_core.metrics import EVAL_BATCH, clean_accuracy, evaluating
+from ppr_core.models import convolutions
+from ppr_core.runtime import autocast
+from ppr_core.training import Schedule, fit
+from ppr_core.weights import snapshot
+
+
+class FinePruning(Defense):
+    """Prune the least active units while accuracy lasts, then fine-tune without them.
+
+    Differs from the paper: the units are the inputs of the last linear layer, as in BackdoorBench;
+    the channels of the last convolution are an option.
+
+    Differs from the authors' code: BackdoorBench measures accuracy on the test set, and lets the
+    step stand that loses too much.
+    """
+
+    source: ClassVar[str] = "Liu et al. 2018, arXiv:1805.12185, sec. 4"
+    privileges: ClassVar[str] = "none; with select oracle_c_acc: test C-Acc"
+
+    where: Literal["linear_in", "last_conv"] = Field(
+        "linear_in", description="units: inputs of the last linear layer, or the last convolution's"
+    )
+    step_share: float = Field(0.01, gt=0, le=1, description="units pruned at a time, share of all")
+    max_loss: float = Field(0.1, ge=0, le=1, description="share of C-Acc that pruning may cost")
+    select: Literal["validation", "oracle_c_acc"] = Field(
+        "validation", description="images that C-Acc is measured on: held-out ones, or the test set"
+    )
+    schedule: Schedule = Field(BENCH, description="tuning after pruning")
+
+    @property
+    def oracle(self) -> bool:
+        """Only where pruning stops by test accuracy."""
+        return self.select == "oracle_c_acc"
+
+    def check(self, model: nn.Module, data: ImageSet) -> None:
+        """Raise ConfigError for a model without the layer that is pruned."""
+        need_parts(model, "linear")
+        need(
+            self.where == "linear_in" or any(True for _ in convolutions(model)),
+            "expected a model with a convolution, got one without; set where: linear_in",
+        )
+
+    def run(
+        self,
+        model: nn.Module,
+        data: ImageSet,
+        *,
+        rng: torch.Generator,
+        validation: ImageSet | None = None,
+        score: Judge | None = None,
+    ) -> Outcome:
+        """Prune in steps, undo the one that costs too much, tune.
+
+        Args:
+            model: is changed.
+            data: clean images, whose activations count and which are tuned on.
+            rng: of the shuffles and crops.
+            validation: held-out clean images.
+            score: a model's test figures, for oracle_c_acc.
+
+        Raises:
+            DataError: there are no validation images.
+            ConfigError: test figures are asked for and not given.
+        """
+        judge = self._judge(validation, score)
+        order = self.activity(model, data).argsort()
+        chunk, pruned, start = max(1, round(self.step_share * len(order))), 0, snapshot(model)
+        floor = (1 - self.max_loss) * judge(model)
+        for count in range(chunk, len(order), chunk):
+            self.silence(model, order[:count])
+            if judge(model) <= floor:
+                break
+            pruned = count
+        model.load_state_dict(start)
+        asleep = order[:pruned]
+        self.silence(model, asleep)
+        history = fit(
+            model,
+            data,
+            self.schedule,
+            rng=fork(rng, "tune"),
+            after_step=lambda: self.silence(model, asleep),
+            name="tune",
+        )
+        return Outcome(model, history, {"pruned": pruned, "units": len(order)}, {"asleep": asleep})
+
+    def activity(self, model: nn.Module, data: ImageSet) -> Tensor:
+        """Return each unit's mean activation over all images: of a channel, its magnitude."""
+        layer, total = self._layer(model), torch.zeros((), device=data.device)
+
+        def note(_: str, given: Tensor, output: Tensor) -> None:
+            nonlocal total
+            seen = given if self.where == "linear_in" else output.abs().mean((2, 3))
+            total = total + seen.float().sum(0)
+
+        with torch.no_grad(), evaluating(model), autocast(data.device), watching({"": layer}, note):
+            for part in data.images.split(EVAL_BATCH):
+                model(to_float(part))
+        return total / len(data)
+
+    @torch.no_grad()
+    def silence(self, model: nn.Module, units: Tensor) -> None:
+        """Zero all weights of these units."""
+        layer = self._layer(model)
+        if self.where == "linear_in":
+            layer.weight[:, units] = 0
+            return
+        layer.weight[units] = 0
+        if layer.bias is not None:
+            layer.bias[units] = 0
+
+    def _layer(self, model: nn.Module) -> nn.Linear | nn.Conv2d:
+        return model.linear if self.where == "linear_in" else list(convolutions(model))[-1][1]
+
+    def _judge(
+        self, validation: ImageSet | None, score: Judge | None
+    ) -> Callable[[nn.Module], float]:
+        if self.oracle:
+            need(score, "expected score= for select: oracle_c_acc, got none; set another rule")
+            return lambda model: score(model)["c_acc"]
+        need_validation(validation, "the pruned share", "select: oracle_c_acc")
+        return lambda model: clean_accuracy(model, validation)
