@@ -1,7 +1,8 @@
 """LMC: the errors of a model along the straight line between two sets of weights."""
 
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -99,7 +100,7 @@ class Path:
 def barrier(t: Sequence[float], error: Sequence[float]) -> float:
     """Return the largest rise of an error above the chord between its ends; 0 or above.
 
-    Source: Frankle et al. 2020, arXiv:1912.05671, sec. 2, with the chord in place of the ends' mean.
+    Source: Frankle et al. 2020, arXiv:1912.05671, sec. 2, the chord replacing the ends' mean.
     """
     chord = ((1 - at) * error[0] + at * error[-1] for at in t)
     return max(0.0, *(value - line for value, line in zip(error, chord, strict=True)))
@@ -211,7 +212,9 @@ def _errors(model: nn.Module, states: list[State], sets: Sequence[ImageSet]) -> 
 
     forward = vmap(classes, in_dims=(0, None)) if together else classes
     try:
-        with evaluating(model):
+        with evaluating(model), warnings.catch_warnings():
+            # One operation of the pooling, on a few numbers, is not vectorised: torch says so.
+            warnings.filterwarnings("ignore", message="There is a performance drop")
             rates = [_hits(forward, stacked, images) for images in sets]
         return 100 - torch.stack(rates).view(len(sets), len(states))
     except torch.OutOfMemoryError:
@@ -222,7 +225,7 @@ def _errors(model: nn.Module, states: list[State], sets: Sequence[ImageSet]) -> 
     return torch.cat([_errors(model, part, sets) for part in (states[:half], states[half:])], 1)
 
 
-def _hits(forward: Any, state: State, images: ImageSet) -> Tensor:
+def _hits(forward: Callable[[State, Tensor], Tensor], state: State, images: ImageSet) -> Tensor:
     with autocast(images.device):
         parts = [forward(state, to_float(part)) for part in images.images.split(EVAL_BATCH)]
     return hit_rate(torch.cat(parts, -1), images.labels)
@@ -291,4 +294,4 @@ def regress(
         name: Estimate(float(value), float(value - margin), float(value + margin))
         for name, value, margin in zip(["intercept", *predictors], solution, reach, strict=True)
     }
-    return Regression(coefficients, float(1 - residual / spread) if spread else 1.0, count)
+    return Regression(coefficients, float(1 - residual / spread) if spread else math.nan, count)

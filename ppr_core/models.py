@@ -1,7 +1,7 @@
 """Classifiers: pixels in [0, 1] in, logits out; normalisation is the first layer."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from ppr_core.config import Field, Settings, derive, from_registry
-from ppr_core.errors import ConfigError, need
+from ppr_core.errors import CheckpointError, ConfigError, need
 from ppr_core.runtime import seeded
 
 CIFAR_STATS = ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))
@@ -250,3 +250,15 @@ def convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
 def clone(model: nn.Module) -> nn.Module:
     """Return an independent copy with every parameter trainable."""
     return copy.deepcopy(model).requires_grad_(True)
+
+
+def check_same_shapes(got: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError, naming the first difference, unless names and shapes agree."""
+    odd = sorted(set(got) ^ set(expected))
+    need(not odd, f"expected the same tensors, got a difference in {odd[:3]}", CheckpointError)
+    for name, tensor in expected.items():
+        need(
+            got[name].shape == tensor.shape,
+            f"expected {name} of shape {tuple(tensor.shape)}, got {tuple(got[name].shape)}",
+            CheckpointError,
+        )

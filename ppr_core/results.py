@@ -26,6 +26,7 @@ COLUMNS = [
     "p_c_acc",
     "p_asr",
     "oracle",
+    "privileges",
     "seconds",
     "status",
 ]
@@ -57,6 +58,7 @@ def _row(plan: Plan, store: Store, attack: str, defense: str, seed: int) -> dict
         "seed": seed,
         "rho": rho,
         "oracle": bool(method and method.oracle),
+        "privileges": method.privileges if method else "",
     }
     last = plan.last(attack, defense, seed)
     run = store.find(last.key)

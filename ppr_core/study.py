@@ -13,7 +13,7 @@ from ppr_core.config import derive
 from ppr_core.data.images import ImageSet
 from ppr_core.method import Outcome
 from ppr_core.metrics import attack_success_rate, clean_accuracy, evaluate, triggered
-from ppr_core.models import Classifier
+from ppr_core.models import Classifier, check_same_shapes
 from ppr_core.plan import Stage
 from ppr_core.runtime import Record, session
 from ppr_core.tracking import Result, Run, Store
@@ -112,6 +112,7 @@ class Lab:
             for name, tensor in self.result(stage).tensors.items()
             if name.startswith("model.")
         }
+        check_same_shapes(weights, model.state_dict())
         model.load_state_dict(weights)
         return model.to(plan.device).eval()
 

@@ -1,6 +1,7 @@
 """Runs, results and artifacts in one MLflow store; the only importer of mlflow."""
 
 import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -10,7 +11,7 @@ import socket
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ for _noisy in ("mlflow", "alembic"):  # the migrations of a fresh store are nobo
 ROOT = Path(__file__).resolve().parent.parent
 PARAM_LIMIT = 6000  # characters of one MLflow parameter
 BATCH_LIMIT = 1000  # metrics in one MLflow request
+BUSY_S = 20.0  # how long to wait for another process's lock on the database
 
 
 @dataclass
@@ -54,6 +56,23 @@ class Result:
     info: dict[str, Any] = field(default_factory=dict)
     metrics: Record = field(default_factory=dict)
     history: list[Record] = field(default_factory=list)
+
+
+def _as_store_error(method: Callable) -> Callable:
+    """Turn what MLflow raises inside a method of Store into one StoreError."""
+
+    @functools.wraps(method)
+    def guarded(self: "Store", *args: Any, **named: Any) -> Any:
+        try:
+            return method(self, *args, **named)
+        except MlflowException as error:
+            reason = str(error).splitlines()[0]
+            raise StoreError(
+                f"expected the store {self.uri} to answer, got: {reason}; end what locks it, or "
+                "name another store in PPR_STORE (finished stages are kept)"
+            ) from None
+
+    return guarded
 
 
 class Store:
@@ -100,6 +119,7 @@ class Store:
 
     # -- experiments and runs ---------------------------------------------------------------
 
+    @_as_store_error
     def experiment(self, name: str) -> str:
         """Return the id of an experiment, made if it is new."""
         if name not in self._known:
@@ -112,6 +132,7 @@ class Store:
             self._known[name] = getattr(made, "experiment_id", made)
         return self._known[name]
 
+    @_as_store_error
     def search(self, experiment: str | None = None, *, query: str = "", **tags: str) -> list[Run]:
         """Return the runs with these `ppr.` tags (and filter), newest first."""
         if experiment is not None:
@@ -136,6 +157,7 @@ class Store:
         runs = self.search(query="attributes.status = 'FINISHED'", key=key)
         return runs[0] if runs else None
 
+    @_as_store_error
     def start(
         self,
         experiment: str,
@@ -162,6 +184,7 @@ class Store:
         self.log(run.info.run_id, params=params or {})
         return run.info.run_id
 
+    @_as_store_error
     def log(
         self,
         run_id: str,
@@ -190,6 +213,7 @@ class Store:
         if marks:
             self.client.log_batch(run_id, tags=marks)
 
+    @_as_store_error
     def finish(self, run_id: str, status: str = "FINISHED") -> None:
         """Close a run as FINISHED, FAILED or KILLED."""
         self.client.set_terminated(run_id, status)
@@ -329,7 +353,7 @@ def _relocate(database: Path, artifacts: Path) -> None:
         ("runs", "artifact_uri"),
         ("logged_models", "artifact_location"),
     ]
-    with sqlite3.connect(database, timeout=20) as base:
+    with sqlite3.connect(database, timeout=BUSY_S) as base:
         rows = base.execute(
             "SELECT DISTINCT substr(artifact_location, 1, instr(artifact_location, "
             "'/artifacts/') + 9) FROM experiments WHERE artifact_location LIKE '%/artifacts/%'"

@@ -2,11 +2,12 @@
 
 import logging
 import math
+import pickle
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,8 @@ from torch.nn import functional as F
 
 from ppr_core.config import Field, Settings
 from ppr_core.data.images import Augment, ImageSet, batches
-from ppr_core.errors import need
+from ppr_core.errors import CheckpointError, need
+from ppr_core.models import check_same_shapes
 from ppr_core.runtime import Record, Session, autocast, current
 
 log = logging.getLogger(__name__)
@@ -51,6 +53,13 @@ class Schedule(Settings):
     def total_steps(self, count: int) -> int:
         """Return the optimizer steps of the whole schedule over `count` images."""
         return self.epochs * self.epoch_steps(count) if self.steps is None else self.steps
+
+    def epoch_by_epoch(self, count: int) -> Iterator[Self]:
+        """Yield one schedule an epoch, each at the initial rate, for what may stop early."""
+        per_epoch = self.epoch_steps(count)
+        for done in range(0, self.total_steps(count), per_epoch):
+            steps = min(per_epoch, self.total_steps(count) - done)
+            yield self.replace(steps=steps, decay="constant")
 
     def rate(self, step: int, epoch_steps: int, total: int) -> float:
         """Return the learning rate at a step (0-based) of `total`."""
@@ -260,7 +269,15 @@ class _Checkpoint:
         """Restore the last saved epoch, if there is one; return the records so far."""
         if self.path is None or not self.path.is_file():
             return []
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        try:  # tensors and plain values only: a pickle that runs code is refused
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise CheckpointError(
+                f"expected an epoch checkpoint in {self.path}, got: {reason}; delete that file to "
+                "train from the start"
+            ) from None
+        check_same_shapes(state["model"], self.model.state_dict())
         self.model.load_state_dict(state["model"])
         rates = [group["lr"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])

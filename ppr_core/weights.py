@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ppr_core.errors import CheckpointError, need
-from ppr_core.models import batch_norms
+from ppr_core.models import batch_norms, check_same_shapes
 
 State = dict[str, Tensor]
 
@@ -65,18 +64,6 @@ def interpolate(start: Mapping[str, Tensor], end: Mapping[str, Tensor], t: float
 def distance(start: Mapping[str, Tensor], end: Mapping[str, Tensor], names: Sequence[str]) -> float:
     """Return the L2 distance over the tensors named (the parameters, not the buffers)."""
     return float(norm([start[name] - end[name] for name in names]))
-
-
-def check_same_shapes(got: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError, naming the first difference, unless names and shapes agree."""
-    odd = sorted(set(got) ^ set(expected))
-    need(not odd, f"expected the same tensors, got a difference in {odd[:3]}", CheckpointError)
-    for name, tensor in expected.items():
-        need(
-            got[name].shape == tensor.shape,
-            f"expected {name} of shape {tuple(tensor.shape)}, got {tuple(got[name].shape)}",
-            CheckpointError,
-        )
 
 
 def recalibrate(model: nn.Module, forward: Callable[[], None]) -> None:

@@ -1,5 +1,6 @@
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 
@@ -78,11 +79,27 @@ def test_a_killed_runs_status_is_mended(store):
     assert store.client.get_run(mine).info.status == "RUNNING"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes into read-only folders")
 def test_a_read_only_store_is_one_error(tmp_path):
     (tmp_path / "mlruns").mkdir(mode=0o500)
-    with pytest.raises(StoreError, match="PPR_STORE"):
-        Store(tmp_path / "mlruns")
+    root = os.geteuid() == 0  # who writes into read-only folders
+    if root:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(StoreError, match=r"expected a writable MLflow store .*PPR_STORE"):
+            Store(tmp_path / "mlruns")
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+def test_a_locked_store_is_one_error(store, monkeypatch):
+    monkeypatch.setattr("ppr_core.tracking.BUSY_S", 0.1)
+    with sqlite3.connect(store.folder / "mlflow.db", isolation_level=None) as rival:
+        rival.execute("UPDATE experiments SET artifact_location = '/old/artifacts/x'")
+        rival.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StoreError, match="locked"):
+            Store(store.folder)
+        rival.execute("ROLLBACK")
 
 
 def test_a_file_where_the_folder_should_be(tmp_path):

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from ppr_core.data.images import to_float
-from ppr_core.errors import ConfigError
+from ppr_core.errors import CheckpointError, ConfigError
 from ppr_core.runtime import current, pick_device, session
 from ppr_core.training import Schedule, fit
 from ppr_core.weights import snapshot
@@ -115,6 +115,30 @@ def test_a_killed_training_goes_on_to_the_same_weights(data, tmp_path, monkeypat
     assert [r["loss"] for r in history] == [r["loss"] for r in expected]
     for name, tensor in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], tensor), name
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("a pickle ran",))
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", "pickle"])
+def test_a_damaged_or_unsafe_checkpoint_is_refused(data, tmp_path, content, capsys):
+    path = tmp_path / "train.pt"
+    if content == "pickle":
+        torch.save({"model": Evil()}, path)
+    else:
+        path.write_bytes(content)
+    with session(checkpoint=tmp_path), pytest.raises(CheckpointError, match="delete that file"):
+        fit(tiny_model(), data, PLAIN, rng=seeded(), name="train")
+    assert "a pickle ran" not in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_other_shapes_is_refused(data, tmp_path):
+    with session(checkpoint=tmp_path):
+        fit(tiny_model(classes=4), data, PLAIN, rng=seeded(), name="train")
+        with pytest.raises(CheckpointError, match=r"expected linear.weight of shape \(7"):
+            fit(tiny_model(classes=7), data, PLAIN, rng=seeded(), name="train")
 
 
 def test_named_trainings_are_evaluated_each_epoch_and_others_never(data):

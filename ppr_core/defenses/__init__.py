@@ -12,6 +12,8 @@ from ppr_core.defenses.finetune import FeTuning, Ft, FtInit, Lp
 from ppr_core.defenses.fst import Fst
 from ppr_core.defenses.ft_sam import FtSam
 from ppr_core.defenses.ibau import IBau
+from ppr_core.defenses.nad import Nad
+from ppr_core.defenses.neural_cleanse import NeuralCleanse
 from ppr_core.defenses.pam import Pam
 from ppr_core.defenses.rnp import Rnp
 
@@ -32,6 +34,8 @@ DEFENSES: dict[str, type[Defense]] = {
     "bnp": Bnp,
     "rnp": Rnp,
     "fine_pruning": FinePruning,
+    "nad": Nad,
+    "neural_cleanse": NeuralCleanse,
 }
 
 __all__ = ["DEFENSES", "Defense", "Pam"]

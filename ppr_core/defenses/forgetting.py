@@ -48,19 +48,15 @@ def forget(
         return -F.cross_entropy(logits, labels)
 
     optimizer, history = make_optimizer(model.parameters(), schedule), []
-    per_epoch, left = schedule.epoch_steps(len(data)), schedule.total_steps(len(data))
     hooks = {"loss": loss, "optimizer": optimizer, "gradient": _clipped(model, clip)}
-    while left > 0:
-        late = decay_epoch is not None and len(history) >= decay_epoch
-        lr = schedule.lr * (0.1 if late else 1.0)
-        epoch = schedule.replace(steps=min(left, per_epoch), lr=lr, decay="constant")
+    for number, epoch in enumerate(schedule.epoch_by_epoch(len(data)), 1):
+        late = decay_epoch is not None and number > decay_epoch
+        epoch = epoch.replace(lr=schedule.lr * (0.1 if late else 1.0))
         hits.zero_()
         (record,) = fit(model, data, epoch, rng=rng, **hooks)
-        seen = min(epoch.steps * schedule.batch_size, len(data))
+        seen = min(epoch.steps * epoch.batch_size, len(data))
         accuracy = 100 * float(hits) / seen if judged == "training" else clean_accuracy(model, data)
-        record |= {"epoch": len(history) + 1, "loss": -record["loss"], "accuracy": accuracy}
-        history.append(record)
-        left -= per_epoch
+        history.append({"epoch": number, "loss": -record["loss"], "accuracy": accuracy})
         if accuracy <= floor:
             break
     return history

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ppr_core.config import Field, from_registry
 from ppr_core.data.images import ImageSet
 from ppr_core.defenses.base import Defense
+from ppr_core.defenses.cleanse import Cleanse
 from ppr_core.defenses.inversion import Inversion
 from ppr_core.defenses.selection import strongest
 from ppr_core.defenses.sources import Change, RealTrigger, State, TriggerSource
@@ -20,7 +21,11 @@ from ppr_core.training import Schedule, fit, make_optimizer
 
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
-SOURCES: dict[str, type[TriggerSource]] = {"bti": Inversion, "real": RealTrigger}
+SOURCES: dict[str, type[TriggerSource]] = {
+    "bti": Inversion,
+    "neural_cleanse": Cleanse,
+    "real": RealTrigger,
+}
 
 
 class Unlearning(Defense):
@@ -32,7 +37,7 @@ class Unlearning(Defense):
     privileges: ClassVar[str] = "none; the target label is estimated"
 
     inversion: SerializeAsAny[TriggerSource] = Field(
-        Inversion(), description="source of triggers; by name (bti, real) and settings in a file"
+        Inversion(), description="source of triggers; in a file its name and settings"
     )
     tuning: Schedule = Field(Schedule(), description="of the classifier, each round")
     reversed_share: float = Field(0.1, ge=0, le=1, description="triggered images, share of a batch")

@@ -1,4 +1,4 @@
-"""QRA: learn each image's own perturbation that makes a purified model answer like a retuned one."""
+"""QRA: learn a perturbation of each image that makes a purified model answer as if retuned."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal

@@ -134,7 +134,8 @@ class Square(OptimisedTrigger):
     """
 
     source: ClassVar[str] = (
-        "Zhu, Liang, Wu 2024, arXiv:2405.16134; Andriushchenko et al. 2020, arXiv:1912.00049, alg. 2"
+        "Zhu, Liang, Wu 2024, arXiv:2405.16134; "
+        "Andriushchenko et al. 2020, arXiv:1912.00049, alg. 2"
     )
     privileges: ClassVar[str] = "attacker: the model's answers, training poisons"
 

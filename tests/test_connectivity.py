@@ -1,0 +1,277 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ppr_core import connectivity
+from ppr_core.connectivity import Path, barrier, path, point, regress
+from ppr_core.data.images import ImageSet
+from ppr_core.errors import CheckpointError, ConfigError, DataError
+from ppr_core.metrics import evaluate, triggered
+from ppr_core.models import batch_norms
+from ppr_core.runtime import session
+from ppr_core.weights import snapshot
+from tests.conftest import tiny_model, tiny_set
+
+
+def trained_like(seed):
+    """A model whose running statistics are not the initial ones."""
+    model = tiny_model(seed=seed)
+    rng = torch.Generator().manual_seed(seed)
+    for _, layer in batch_norms(model):
+        layer.running_mean.normal_(0, 0.2, generator=rng)
+        layer.running_var.uniform_(0.5, 2, generator=rng)
+        layer.num_batches_tracked.fill_(seed)
+    return model.eval()
+
+
+A, B = trained_like(1), trained_like(2)
+STARTS, ENDS = snapshot(A), snapshot(B)
+TEST = tiny_set(40)
+STAMPED = triggered(tiny_set(40, seed=3), lambda images: 255 - images, 0)
+
+
+def line(start=STARTS, end=ENDS, **options):
+    options = {"test": TEST, "stamped": STAMPED, "points": 5, **options}
+    with session(precision="fp32"):
+        return path(tiny_model().eval(), start, end, **options)
+
+
+def made(backdoor, clean=None, distance=10.0):
+    t = [index / (len(backdoor) - 1) for index in range(len(backdoor))]
+    return Path(t, backdoor, clean or [5.0] * len(t), distance, "interpolate")
+
+
+@pytest.mark.parametrize("together", [None, 1, 2, 3, 9])
+def test_the_ends_are_the_end_points_own(together):
+    found = line(together=together)
+    assert found.t == [0, 0.25, 0.5, 0.75, 1]
+    with session(precision="fp32"):
+        for index, model in ((0, A), (-1, B)):
+            own = evaluate(model, TEST, STAMPED)
+            assert found.clean_error[index] == 100 - own["c_acc"]
+            assert found.backdoor_error[index] == 100 - own["asr"]
+
+
+def test_twenty_one_points_by_default():
+    with session(precision="fp32"):
+        found = path(A, STARTS, ENDS, test=TEST.subset(torch.arange(4)), stamped=STAMPED)
+    assert found.t == [index / 20 for index in range(21)]
+    assert len(found.clean_error) == len(found.backdoor_error) == 21
+
+
+@pytest.mark.parametrize("batch_norm", ["interpolate", "recalibrate", "endpoint"])
+def test_vectorised_points_agree_with_single_ones(batch_norm):
+    options = {"batch_norm": batch_norm, "tune": tiny_set(24, seed=4)}
+    one, many = line(together=1, **options), line(together=3, **options)
+    assert one.clean_error == pytest.approx(many.clean_error, abs=2.6)  # one image of forty
+    assert one.backdoor_error == pytest.approx(many.backdoor_error, abs=3.4)
+    middle = point(A, STARTS, ENDS, 0.5, **options)
+    single = tiny_model().eval()
+    single.load_state_dict(middle)
+    with session(precision="fp32"):
+        assert 100 - evaluate(single, TEST, STAMPED)["c_acc"] == one.clean_error[2]
+
+
+def test_memory_that_does_not_suffice_halves_the_pass(monkeypatch):
+    whole, passes = connectivity._hits, []
+
+    def scarce(forward, state, images):
+        weight = state["linear.weight"]
+        count = len(weight) if weight.ndim == 3 else 1
+        if count > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        passes.append(count)
+        return whole(forward, state, images)
+
+    expected = line(points=8, together=1)
+    monkeypatch.setattr(connectivity, "_hits", scarce)
+    found = line(points=8, together=6)
+    assert found.clean_error == pytest.approx(expected.clean_error, abs=2.6)
+    assert sorted(set(passes)) == [1, 2]
+    monkeypatch.setattr(connectivity, "_hits", lambda *_: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(MemoryError):
+        line()
+
+
+def test_paths_are_symmetric_and_a_point_is_a_constant_path():
+    there, back = line(), line(ENDS, STARTS)
+    assert there.clean_error == pytest.approx(back.clean_error[::-1], abs=2.6)
+    assert there.backdoor_error == pytest.approx(back.backdoor_error[::-1], abs=3.4)
+    assert there.distance == pytest.approx(back.distance)
+    same = line(STARTS, STARTS)
+    assert len(set(same.clean_error)) == len(set(same.backdoor_error)) == 1
+    assert (same.distance, same.backdoor_barrier, same.clean_barrier) == (0, 0, 0)
+
+
+def test_interpolated_statistics_are_valid():
+    for t in (0.0, 0.1, 0.5, 1.0):
+        state = point(A, STARTS, ENDS, t)
+        for name, tensor in state.items():
+            assert not name.endswith("running_var") or (tensor > 0).all()
+            assert not name.endswith("num_batches_tracked") or tensor.dtype == torch.int64
+    for t, expected in ((0, STARTS), (1, ENDS)):
+        state = point(A, STARTS, ENDS, t)
+        assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+
+def test_endpoint_statistics_are_the_ends_but_at_the_start():
+    name = next(name for name in ENDS if name.endswith("running_var"))
+    weight = name.replace("running_var", "weight")
+    half = point(A, STARTS, ENDS, 0.5, batch_norm="endpoint")
+    assert torch.equal(half[name], ENDS[name])
+    assert torch.allclose(half[weight], (STARTS[weight] + ENDS[weight]) / 2)
+    start = point(A, STARTS, ENDS, 0, batch_norm="endpoint")
+    assert torch.equal(start[name], STARTS[name])
+
+
+def test_recalibration_takes_the_datas_mean_and_leaves_the_weights():
+    tune = tiny_set(24, seed=4)
+    names = [name for name, _ in A.named_parameters()]
+    plain = point(A, STARTS, ENDS, 0.4)
+    with session(precision="fp32"):
+        state = point(A, STARTS, ENDS, 0.4, batch_norm="recalibrate", tune=tune)
+    assert all(torch.equal(plain[name], state[name]) for name in names)
+    moved = tiny_model().eval()
+    moved.load_state_dict(state)
+    seen = []
+    _, first = next(iter(batch_norms(moved)))
+    first.register_forward_hook(lambda module, args, output: seen.append(args[0].detach()))
+    with torch.no_grad():
+        moved(tune.images.float() / 255)
+    assert torch.allclose(first.running_mean, seen[0].mean((0, 2, 3)), atol=1e-5)
+    with pytest.raises(ConfigError, match="clean images to recalibrate on"):
+        line(batch_norm="recalibrate")
+
+
+def test_model_modes_and_random_state_are_left_alone():
+    model = tiny_model().train()
+    before, state = snapshot(model), torch.random.get_rng_state()
+    given = {name: tensor.clone() for name, tensor in STARTS.items()}
+    for together in (1, 3):
+        path(
+            model,
+            STARTS,
+            ENDS,
+            test=TEST,
+            stamped=STAMPED,
+            points=3,
+            batch_norm="recalibrate",
+            tune=TEST,
+            together=together,
+        )
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+    assert all(torch.equal(given[n], t) for n, t in STARTS.items())
+
+
+def test_a_line_with_known_errors():
+    """A model of one weight, positive: class 0; the sign changes two fifths of the way."""
+
+    class Sign(nn.Module):
+        def __init__(self, weight):
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor([weight]))
+
+        def forward(self, images):
+            return torch.stack([self.weight, -self.weight], 1).expand(len(images), 2)
+
+    data = ImageSet(
+        torch.zeros(4, 3, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 1, 1]), ("a", "b")
+    )
+    stamped = triggered(data, lambda images: images, 0)
+    start, end = snapshot(Sign(1.0)), snapshot(Sign(-1.5))
+    for together in (1, 4):
+        found = path(Sign(0.0), start, end, test=data, stamped=stamped, points=6, together=together)
+        assert found.backdoor_error == [0, 0, *found.backdoor_error[2:3], 100, 100, 100]
+        assert found.clean_error[:2] == [75, 75] and found.clean_error[3:] == [25, 25, 25]
+        assert found.distance == 2.5
+
+
+def test_barrier_over_the_chord():
+    t = [0, 0.25, 0.5, 0.75, 1]
+    assert barrier(t, [0, 25, 50, 75, 100]) == 0
+    assert barrier(t, [0, 10, 20, 30, 100]) == 0, "a dip is no barrier"
+    assert barrier(t, [0, 90, 50, 75, 100]) == 65
+    assert barrier(t, [10, 10, 60, 10, 10]) == 50
+    assert barrier([0, 1], [3, 7]) == 0
+
+
+def test_t_star_and_the_distance_along_the_path():
+    awake_until_half = made([0, 0, 10, 90, 100])
+    assert awake_until_half.t_star() == 0.75
+    assert awake_until_half.path_distance() == 2.5
+    assert awake_until_half.t_star(asleep=5) == 1.0
+    assert made([0, 95, 95, 10, 95]).t_star() == 1.0, "an awakening on the way does not count"
+    assert made([0, 80, 100, 100, 100]).t_star() == 0.25, "q itself counts as asleep"
+    assert made([85, 90, 95, 95, 95]).t_star() == 0
+    never = made([0, 0, 0, 0, 70])
+    assert math.isnan(never.t_star()) and never.path_distance() == 0
+
+
+def test_rows_and_summary():
+    found = made([0, 60, 100], clean=[5, 30, 7])
+    assert found.rows()[1] == {
+        "t": 0.5,
+        "backdoor_error": 60,
+        "clean_error": 30,
+        "batch_norm": "interpolate",
+    }
+    assert found.summary() == {
+        "backdoor_barrier": 10,
+        "clean_barrier": 24,
+        "t_star": 1.0,
+        "distance": 10.0,
+        "path_distance": 0.0,
+    }
+
+
+def test_errors():
+    with pytest.raises(ConfigError, match="at least 2 points"):
+        line(points=1)
+    with pytest.raises(CheckpointError, match=r"difference in \['linear.bias'\]"):
+        line({name: t for name, t in STARTS.items() if name != "linear.bias"})
+    with pytest.raises(CheckpointError, match="expected linear.bias of shape"):
+        line(end=ENDS | {"linear.bias": torch.zeros(7)})
+    with pytest.raises(DataError, match="images to evaluate on"):
+        line(test=TEST.subset(torch.tensor([], dtype=torch.int64)))
+
+
+def test_regression_by_hand():
+    """y = x on (0, 0), (1, 2), (2, 1), (3, 3): slope 0.8, residual 1.8, t(2) = 4.3027."""
+    found = regress([0, 2, 1, 3], {"x": [0, 1, 2, 3]})
+    slope = found.coefficients["x"]
+    assert slope.value == pytest.approx(0.8)
+    assert (slope.high - slope.low) / 2 == pytest.approx(4.302653 * math.sqrt(0.9 / 5), rel=1e-5)
+    assert found.coefficients["intercept"].value == pytest.approx(0.3)
+    assert (found.r2, found.count) == (pytest.approx(1 - 1.8 / 5), 4)
+
+
+def test_regression_finds_the_coefficients_and_covers_them():
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(200):
+        distance, rise = rng.uniform(0, 20, 30), rng.uniform(0, 80, 30)
+        p_asr = 90 - 3 * distance - 0.5 * rise + rng.normal(0, 5, 30)
+        found = regress(p_asr, {"distance": distance, "barrier": rise}).coefficients
+        inside += found["distance"].low <= -3 <= found["distance"].high
+    assert 180 <= inside <= 198  # 95 % of 200
+    narrow = regress(p_asr, {"distance": distance, "barrier": rise}, confidence=0.5).coefficients
+    assert found["barrier"].low < narrow["barrier"].low < narrow["barrier"].high
+    assert math.isnan(regress([5, 5, 5, 5], {"x": [1, 2, 3, 5]}).r2)
+
+
+@pytest.mark.parametrize(
+    ("response", "predictors", "message"),
+    [
+        ([1, 2], {"x": [1, 2]}, "more than 2 models"),
+        ([1, 2, math.nan], {"x": [1, 2, 4]}, "finite values"),
+        ([1, 2, 3, 5], {"x": [1, 2, 3, 4], "y": [2, 4, 6, 8]}, "vary independently, got x, y"),
+    ],
+)
+def test_regressions_that_cannot_be_had(response, predictors, message):
+    with pytest.raises(DataError, match=message):
+        regress(response, predictors)
