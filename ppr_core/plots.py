@@ -26,6 +26,17 @@ def _figure(width: float, height: float, **grid: object) -> tuple[Figure, np.nda
     return figure, axes
 
 
+def _legend(axis: Axes) -> None:
+    """Put the legend beside the panel, where it hides nothing."""
+    axis.legend(title="", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+
+
+def _curves(axis: Axes, frame: pd.DataFrame, *, hue: str, legend: bool, **named: object) -> None:
+    """Draw lines told apart by colour and by marker; bands are the spread over seeds."""
+    marks = {"style": hue, "markers": True, "dashes": False, "errorbar": "sd"}
+    sns.lineplot(frame, hue=hue, ax=axis, legend=legend, **marks, **named)
+
+
 def gallery(originals: Tensor, triggered: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
     """Show images, their triggered versions, and the amplified difference.
 
@@ -89,7 +100,7 @@ def robustness_bars(rows: pd.DataFrame) -> Figure:
                 axis.bar_label(bars, fmt="%.0f", padding=3, fontsize=9)
         axis.set(title=attack, xlabel="attack success rate (%)", ylabel="", xlim=(0, 112))
         axis.set_xticks(range(0, 101, 20))
-    axes[0][-1].legend(title="", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    _legend(axes[0][-1])
     figure.tight_layout()
     return figure
 
@@ -109,21 +120,10 @@ def retuning_curves(history: pd.DataFrame) -> Figure:
             axes[:, column], ("asr", "c_acc"), ("ASR", "C-Acc"), strict=True
         ):
             last = column == len(attacks) - 1 and name == "asr"
-            sns.lineplot(
-                here,
-                x="epoch",
-                y=name,
-                hue="defense",
-                style="defense",
-                markers=True,
-                dashes=False,
-                errorbar="sd",
-                ax=axis,
-                legend=last,
-            )
+            _curves(axis, here, x="epoch", y=name, hue="defense", legend=last)
             axis.set(xlabel="epoch of retuning", ylabel=f"{title} (%)", title=attack)
             axis.set_ylim((-3, 103) if name == "asr" else None)
-    axes[0][-1].legend(title="", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    _legend(axes[0][-1])
     axes[1][0].set_ylim(max(0, history["c_acc"].min() - 3), 101)
     figure.tight_layout()
     return figure
@@ -142,22 +142,18 @@ def rho_curves(rows: pd.DataFrame) -> Figure:
     for axis, attack in zip(axes[0], attacks, strict=True):
         here = grid[grid["attack"] == attack].melt(["rho"], list(lines), "figure", "value")
         here["figure"] = here["figure"].map(lines)
-        sns.lineplot(
+        _curves(
+            axis,
             here,
             x="rho",
             y="value",
             hue="figure",
-            style="figure",
             palette=[CLEAN, BEFORE, AFTER],
-            markers=True,
-            dashes=False,
-            errorbar="sd",
-            ax=axis,
             legend=axis is axes[0][-1],
         )
         axis.set(title=attack, xlabel="rho (L2 length of the path step)", ylabel="percent")
         axis.set_ylim(-3, 103)
-    axes[0][-1].legend(title="", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    _legend(axes[0][-1])
     figure.tight_layout()
     return figure
 
@@ -171,20 +167,9 @@ def training_curves(history: pd.DataFrame) -> Figure:
     figure, axes = _figure(11, 3.8, ncols=2)
     for axis, name, title in zip(axes[0], ("c_acc", "asr"), ("C-Acc", "ASR"), strict=True):
         last = name == "asr"
-        sns.lineplot(
-            history,
-            x="epoch",
-            y=name,
-            hue="attack",
-            style="attack",
-            markers=True,
-            dashes=False,
-            errorbar="sd",
-            ax=axis,
-            legend=last,
-        )
+        _curves(axis, history, x="epoch", y=name, hue="attack", legend=last)
         axis.set(xlabel="epoch of training", ylabel=f"{title} (%)", ylim=(-3, 103))
-    axes[0][1].legend(title="", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    _legend(axes[0][1])
     figure.tight_layout()
     return figure
 
@@ -200,6 +185,6 @@ def trade_off(rows: pd.DataFrame) -> Figure:
     kind = {"hue": "defense", "style": "attack" if done["attack"].nunique() > 1 else None}
     sns.scatterplot(done, x="lost", y="p_asr", s=90, ax=axes[0][0], **kind)
     axes[0][0].set(xlabel="C-Acc lost (points)", ylabel="P-ASR after RA (%)", ylim=(-3, 103))
-    axes[0][0].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9)
+    _legend(axes[0][0])
     figure.tight_layout()
     return figure

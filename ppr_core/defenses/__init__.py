@@ -6,6 +6,7 @@ from ppr_core.defenses.bnp import Bnp
 from ppr_core.defenses.bti import Bti
 from ppr_core.defenses.bti_sam import BtiSam
 from ppr_core.defenses.clp import Clp
+from ppr_core.defenses.d3 import D3
 from ppr_core.defenses.ep import ExactPurification
 from ppr_core.defenses.fine_pruning import FinePruning
 from ppr_core.defenses.finetune import FeTuning, Ft, FtInit, Lp
@@ -16,6 +17,7 @@ from ppr_core.defenses.nad import Nad
 from ppr_core.defenses.neural_cleanse import NeuralCleanse
 from ppr_core.defenses.pam import Pam
 from ppr_core.defenses.rnp import Rnp
+from ppr_core.defenses.tsbd import Tsbd
 
 DEFENSES: dict[str, type[Defense]] = {
     "ep": ExactPurification,
@@ -36,6 +38,8 @@ DEFENSES: dict[str, type[Defense]] = {
     "fine_pruning": FinePruning,
     "nad": Nad,
     "neural_cleanse": NeuralCleanse,
+    "d3": D3,
+    "tsbd": Tsbd,
 }
 
 __all__ = ["DEFENSES", "Defense", "Pam"]

@@ -119,7 +119,7 @@ class Cleanse(TriggerSource):
             return F.cross_entropy(scores, target) + pace.weight * shape.sum()
 
         hooks = {"loss": loss, "optimizer": optimizer, "parameters": logits, "train_mode": False}
-        best = Patch(*(mask(tensor.detach()) for tensor in logits), shape[1] * shape[2], 0.0)
+        best = Patch(*(mask(tensor.detach()) for tensor in logits), float(shape[1] * shape[2]), 0.0)
         for epoch in self.schedule.epoch_by_epoch(len(data)):
             hits.zero_()
             fit(frozen, data, epoch, rng=rng, **hooks)

@@ -11,7 +11,9 @@ from ppr_core.training import Gradient
 from ppr_core.weights import moved, norm, scaled_to
 
 
-def ascent(parameters: Sequence[Tensor], rho: float, *, adaptive: bool = False) -> list[Tensor]:
+def ascent(
+    parameters: Sequence[Tensor], rho: float, *, adaptive: bool = False, per_tensor: bool = False
+) -> list[Tensor]:
     """Return the move to the point where SAM takes its gradient, from the `.grad` filled before.
 
     Source: Foret et al. 2021, arXiv:2010.01412; adaptive: Kwon et al. 2021,
@@ -21,8 +23,11 @@ def ascent(parameters: Sequence[Tensor], rho: float, *, adaptive: bool = False) 
         parameters: each with its gradient.
         rho: L2 length of the move over all parameters; adaptive: of the move divided by |w|.
         adaptive: scale the move by the weights, so that it does not depend on their scale.
+        per_tensor: move every tensor by rho, each along its own gradient.
     """
     gradients = [p.grad for p in parameters]
+    if per_tensor:
+        return [scaled_to([gradient], rho)[0] for gradient in gradients]
     if not adaptive:
         return scaled_to(gradients, rho)
     scaled = torch._foreach_mul(gradients, [p.detach() for p in parameters])
@@ -35,6 +40,8 @@ def sam_gradient(
     rho: float,
     *,
     adaptive: bool = False,
+    per_tensor: bool = False,
+    share: float = 1.0,
     freeze_bn_model: nn.Module | None = None,
 ) -> Gradient:
     """Return a way to fill gradients for `fit`: those of the loss at the point of `ascent`.
@@ -45,6 +52,8 @@ def sam_gradient(
         parameters: what is moved, and put back bit for bit.
         rho: L2 length of the move.
         adaptive: see `ascent`.
+        per_tensor: see `ascent`.
+        share: of the gradient at that point; the rest is the gradient where the weights are.
         freeze_bn_model: a model whose batch-norm statistics the second pass shall not track.
     """
     trained = list(parameters)
@@ -53,11 +62,15 @@ def sam_gradient(
         value = loss()
         value.backward()
         reached = [p for p in trained if p.grad is not None]
-        move = ascent(reached, rho, adaptive=adaptive)
+        move = ascent(reached, rho, adaptive=adaptive, per_tensor=per_tensor)
+        here = [p.grad for p in reached]
         for parameter in reached:
             parameter.grad = None
         with moved(reached, move), frozen_statistics(freeze_bn_model):
             loss().backward()
+        if share < 1:
+            for parameter, slope in zip(reached, here, strict=True):
+                parameter.grad = torch.lerp(slope, parameter.grad, share)
         return value.detach()
 
     return gradient
