@@ -8,7 +8,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from ppr_core.config import Study
-from ppr_core.errors import ConfigError, DataError, need
+from ppr_core.errors import ConfigError, DataError
 from ppr_core.plan import Plan, Stage
 from ppr_core.runtime import Record, share_cores
 from ppr_core.study import Lab
@@ -85,23 +85,19 @@ def _on_ray(plan: Plan, stages: list[Stage], bar: "_Bar", gpu_share: float) -> F
         raise ConfigError(f"expected Ray for --engine ray, got: {error}; pip install ray") from None
     address = os.environ.get("RAY_ADDRESS")
     local = {} if address else {"include_dashboard": False, "object_store_memory": 200 * 2**20}
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", "PPR_STORE": os.environ.get("PPR_STORE", "")}
-    environment |= {k: v for k, v in os.environ.items() if k == "MLFLOW_TRACKING_URI"}
+    handed_on = ("PPR_STORE", "PPR_DATA", "MLFLOW_TRACKING_URI")
+    environment = {name: os.environ[name] for name in handed_on if os.environ.get(name)}
+    environment["OMP_WAIT_POLICY"] = "PASSIVE"
     ray.init(
         address=address,
         log_to_driver=False,
         logging_level="ERROR",
-        runtime_env={"env_vars": {k: v for k, v in environment.items() if v}},
+        runtime_env={"env_vars": environment},
         **local,
     )
     try:
-        gpus = ray.cluster_resources().get("GPU", 0)
-        wants_gpu = plan.study.device == "cuda" or (plan.study.device == "auto" and gpus > 0)
-        need(
-            gpus > 0 or not wants_gpu,
-            "expected a GPU in the Ray cluster, got none; set device: cpu",
-        )
-        task = ray.remote(num_gpus=gpu_share if wants_gpu else 0, max_retries=2)(_remote)
+        gpus = ray.cluster_resources().get("GPU", 0) and plan.study.device != "cpu"
+        task = ray.remote(num_gpus=gpu_share if gpus else 0, max_retries=2)(_remote)
         settings = plan.study.model_dump()
         handles: dict[str, Any] = {}
         for stage in stages:

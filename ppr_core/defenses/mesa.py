@@ -1,0 +1,36 @@
+"""MESA: model the distribution of patch triggers, and unlearn samples of it."""
+
+from typing import Any, ClassVar
+
+from pydantic import SerializeAsAny
+from torch import nn
+
+from ppr_core.config import Field
+from ppr_core.defenses.patches import PatchDistribution
+from ppr_core.defenses.sources import TriggerSource
+from ppr_core.defenses.unlearning import Mix, Unlearning
+from ppr_core.training import Schedule
+
+
+class Mesa(Unlearning):
+    """Tune on images of which a few carry sampled patches, rightly labelled; for patch attacks.
+
+    Differs from the paper: each batch carries int(share * B + 1) patches, where theirs draws
+    every image with that probability.
+    """
+
+    source: ClassVar[str] = "Qiao et al. 2019, arXiv:1910.04749, sec. 4.4"
+    privileges: ClassVar[str] = "the patch's size; the target label is estimated"
+
+    inversion: SerializeAsAny[TriggerSource] = Field(
+        PatchDistribution(), description="source of triggers; in a file its name and settings"
+    )
+    tuning: Schedule = Field(Schedule(epochs=10, lr=1e-3), description="of the classifier")
+    reversed_share: float = Field(
+        0.01, ge=0, le=1, description="triggered images, share of a batch"
+    )
+    rounds: int = Field(1, ge=1, description="rounds of modelling and tuning")
+
+    def hooks(self, model: nn.Module, mix: Mix) -> dict[str, Any]:
+        """Return the change of batches; the loss is plain cross-entropy."""
+        return {"on_batch": mix}
