@@ -107,6 +107,8 @@ class Lab:
         """Return the classifier that a stage left behind, in eval mode, on the study's device."""
         plan = stage.plan
         model = plan.model.build(plan.images.train.num_classes, seed=stage.seed)
+        if stage.defense in plan.defenses:  # the clean model, retuned, has none
+            plan.defenses[stage.defense].extend(model)
         weights = {
             name.removeprefix("model."): tensor
             for name, tensor in self.result(stage).tensors.items()

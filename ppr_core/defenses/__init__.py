@@ -13,10 +13,13 @@ from ppr_core.defenses.finetune import FeTuning, Ft, FtInit, Lp
 from ppr_core.defenses.fst import Fst
 from ppr_core.defenses.ft_sam import FtSam
 from ppr_core.defenses.ibau import IBau
+from ppr_core.defenses.mesa import Mesa
 from ppr_core.defenses.nad import Nad
 from ppr_core.defenses.neural_cleanse import NeuralCleanse
+from ppr_core.defenses.npd import Npd
 from ppr_core.defenses.pam import Pam
 from ppr_core.defenses.rnp import Rnp
+from ppr_core.defenses.sau import Sau
 from ppr_core.defenses.tsbd import Tsbd
 
 DEFENSES: dict[str, type[Defense]] = {
@@ -40,6 +43,9 @@ DEFENSES: dict[str, type[Defense]] = {
     "neural_cleanse": NeuralCleanse,
     "d3": D3,
     "tsbd": Tsbd,
+    "mesa": Mesa,
+    "sau": Sau,
+    "npd": Npd,
 }
 
 __all__ = ["DEFENSES", "Defense", "Pam"]

@@ -31,3 +31,10 @@ class Defense(Method):
     def preparation(self) -> dict | None:
         """Return the settings that `prepare` depends on; None: there is nothing to prepare."""
         return None
+
+    def extend(self, model: nn.Module) -> nn.Module:
+        """Add to a model, in place, the layers that this defense adds; what it computes stays.
+
+        The weights of a purified model fit a model so extended; a path to it starts from one.
+        """
+        return model

@@ -40,7 +40,7 @@ class Cleanse(TriggerSource):
     search fails.
     """
 
-    source: ClassVar[str] = "Wang et al. 2019, IEEE S&P, Neural Cleanse, sec. V"
+    source: ClassVar[str] = "Wang et al. 2019, IEEE S&P, Neural Cleanse"
 
     schedule: Schedule = Field(SEARCH, description="search for each class, at the most")
     wanted: float = Field(0.98, ge=0, le=1, description="share of images that a patch must turn")

@@ -33,7 +33,7 @@ class FinePruning(Defense):
     step stand that loses too much.
     """
 
-    source: ClassVar[str] = "Liu et al. 2018, arXiv:1805.12185, sec. 4"
+    source: ClassVar[str] = "Liu et al. 2018, arXiv:1805.12185"
     privileges: ClassVar[str] = "none; with select oracle_c_acc: test C-Acc"
 
     where: Literal["linear_in", "last_conv"] = Field(

@@ -19,7 +19,7 @@ class Mesa(Unlearning):
     every image with that probability.
     """
 
-    source: ClassVar[str] = "Qiao et al. 2019, arXiv:1910.04749, sec. 4.4"
+    source: ClassVar[str] = "Qiao et al. 2019, arXiv:1910.04749"
     privileges: ClassVar[str] = "the patch's size; the target label is estimated"
 
     inversion: SerializeAsAny[TriggerSource] = Field(

@@ -20,7 +20,7 @@ class NeuralCleanse(Unlearning):
     throughout; here they go on a fifth of each batch.
     """
 
-    source: ClassVar[str] = "Wang et al. 2019, IEEE S&P, Neural Cleanse, sec. VI"
+    source: ClassVar[str] = "Wang et al. 2019, IEEE S&P, Neural Cleanse"
 
     inversion: SerializeAsAny[TriggerSource] = Field(
         Cleanse(), description="source of triggers; in a file its name and settings"

@@ -5,10 +5,10 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ppr_core.config import Field
 from ppr_core.data.images import ImageSet, to_float
+from ppr_core.defenses.patch_networks import LATENT, Critic, Generator, paste
 from ppr_core.defenses.sources import Change, State, TriggerSource
 from ppr_core.errors import DataError, need
 from ppr_core.method import fork
@@ -17,8 +17,6 @@ from ppr_core.models import clone
 from ppr_core.runtime import autocast, seeded
 from ppr_core.training import Schedule, fit
 
-CHUNK = 16  # noise that each layer of the generator gets
-LATENT = 4 * CHUNK
 TRAINING = Schedule(
     steps=625, optimizer="adam", lr=2e-4, batch_size=128, crop=0, flip=False, drop_last=True
 )
@@ -34,7 +32,7 @@ class PatchDistribution(TriggerSource):
     and critic step at once.
     """
 
-    source: ClassVar[str] = "Qiao et al. 2019, arXiv:1910.04749, sec. 3-4"
+    source: ClassVar[str] = "Qiao et al. 2019, arXiv:1910.04749 (MESA)"
 
     size: int = Field(3, ge=1, description="side of a patch, pixels")
     corner: int | None = Field(
@@ -63,7 +61,7 @@ class PatchDistribution(TriggerSource):
         frozen = clone(model).eval().requires_grad_(False)
         middle = sorted(self.thresholds)[len(self.thresholds) // 2]
         found = dict(state)
-        scanned: dict[float, _Generator] = {}
+        scanned: dict[float, Generator] = {}
         if not state:
             nets, rates = [], []
             for label in range(data.num_classes):
@@ -94,7 +92,7 @@ class PatchDistribution(TriggerSource):
             prefix = f"generator.{number}."
             own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             pixels = len(own["last.bias"])
-            nets.append(_Generator(pixels, self.width).to(device).eval())
+            nets.append(Generator(pixels, self.width).to(device).eval())
             nets[-1].load_state_dict(own)
         return self._change(nets, torch.Generator().manual_seed(int(state["seed"])))
 
@@ -114,11 +112,11 @@ class PatchDistribution(TriggerSource):
         label: int,
         threshold: float,
         rng: torch.Generator,
-    ) -> "_Generator":
+    ) -> Generator:
         """Return a generator of patches that turn images into a class."""
         pixels, device = data.images.shape[1] * self.size**2, data.device
         with seeded(rng):
-            net, critic = _Generator(pixels, self.width), _Critic(pixels, self.width)
+            net, critic = Generator(pixels, self.width), Critic(pixels, self.width)
         net, critic = net.to(device), critic.to(device)
         draws, mean = fork(rng, "draws"), torch.ones((), device=device)
         own, other = list(net.parameters()), list(critic.parameters())
@@ -155,7 +153,7 @@ class PatchDistribution(TriggerSource):
             return torch.full((count, 2), last - self.corner)
         return torch.randint(0, last + 1, (count, 2), generator=rng)
 
-    def _change(self, nets: list["_Generator"], rng: torch.Generator) -> Change:
+    def _change(self, nets: list[Generator], rng: torch.Generator) -> Change:
         def patched(pixels: Tensor) -> Tensor:
             count, device = len(pixels), pixels.device
             z = torch.rand(count, LATENT, generator=rng).to(device)
@@ -165,54 +163,6 @@ class PatchDistribution(TriggerSource):
             return paste(pixels, made.float(), place)
 
         return patched
-
-
-class _Generator(nn.Module):
-    """Noise (N, 64) -> patches (N, pixels) in (0, 1); each layer gets its own share of noise."""
-
-    def __init__(self, pixels: int, width: int) -> None:
-        super().__init__()
-        inputs = (CHUNK, width + CHUNK, width + CHUNK)
-        self.layers = nn.ModuleList(
-            nn.Sequential(nn.Linear(size, width), nn.BatchNorm1d(width), nn.LeakyReLU(0.2))
-            for size in inputs
-        )
-        self.last = nn.Linear(width + CHUNK, pixels)
-
-    def forward(self, z: Tensor) -> Tensor:
-        first, *rest = z.split(CHUNK, 1)
-        hidden = self.layers[0](first)
-        for layer, chunk in zip([*self.layers[1:], self.last], rest, strict=True):
-            hidden = layer(torch.cat([hidden, chunk], 1))
-        return hidden.float().sigmoid()
-
-
-class _Critic(nn.Module):
-    """Say how much noise (N, 64) and patches (N, pixels) belong together: (N, 1)."""
-
-    def __init__(self, pixels: int, width: int) -> None:
-        super().__init__()
-        self.pair = nn.Linear(LATENT + pixels, width)
-        self.hidden, self.last = nn.Linear(width, width), nn.Linear(width, 1)
-
-    def forward(self, z: Tensor, patches: Tensor) -> Tensor:
-        hidden = F.leaky_relu(self.pair(torch.cat([z, patches], 1)), 0.2)
-        hidden = F.leaky_relu(self.hidden(hidden), 0.2)
-        return F.leaky_relu(self.last(hidden).float(), 0.2)
-
-
-def paste(images: Tensor, patches: Tensor, place: Tensor) -> Tensor:
-    """Return images (N, C, H, W) that carry patches (N, C * s * s) at (row, column) (N, 2)."""
-    count, channels = images.shape[:2]
-    side = round((patches.shape[1] // channels) ** 0.5)
-    steps = torch.arange(side, device=images.device)
-    rows = place[:, 0, None, None] + steps[:, None]
-    columns = place[:, 1, None, None] + steps
-    out = images.clone()
-    at = torch.arange(count, device=images.device)[:, None, None]
-    square = patches.view(count, channels, side, side).permute(0, 2, 3, 1)
-    out[at, :, rows, columns] = square.to(out.dtype)
-    return out
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from ppr_core.data.images import ImageSet
 from ppr_core.defenses.base import Defense
 from ppr_core.defenses.cleanse import Cleanse
 from ppr_core.defenses.inversion import Inversion
+from ppr_core.defenses.patches import PatchDistribution
 from ppr_core.defenses.selection import strongest
 from ppr_core.defenses.sources import Change, RealTrigger, State, TriggerSource
 from ppr_core.method import Outcome, fork
@@ -24,6 +25,7 @@ Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 SOURCES: dict[str, type[TriggerSource]] = {
     "bti": Inversion,
     "neural_cleanse": Cleanse,
+    "mesa": PatchDistribution,
     "real": RealTrigger,
 }
 
