@@ -92,11 +92,12 @@ def robustness_bars(rows: pd.DataFrame) -> Figure:
             hue_order=["after the defense", "after RA"],
             palette=[BEFORE, AFTER],
             errorbar="sd",
+            err_kws={"linewidth": 1.2},
             ax=axis,
             legend=axis is axes[0][-1],
         )
         for bars in axis.containers:
-            if hasattr(bars, "patches"):
+            if hasattr(bars, "patches") and rows["seed"].nunique() == 1:  # whiskers else
                 axis.bar_label(bars, fmt="%.0f", padding=3, fontsize=9)
         axis.set(title=attack, xlabel="attack success rate (%)", ylabel="", xlim=(0, 112))
         axis.set_xticks(range(0, 101, 20))

@@ -98,7 +98,8 @@ class Inversion(TriggerSource):
             found |= saved(generator, optimizer) | {"mask_logits": logits}
         reverse = self.reverse(generator, model)
         counts = votes(reverse, model, data, noise=self.noise, rng=fork(rng, "vote"))
-        found |= {"votes": counts, "label": found.get("label", counts.argmax())}
+        if "votes" not in found:  # the first round's: later models no longer obey the trigger
+            found |= {"votes": counts, "label": counts.argmax()}
         if self.early_stop and int(counts.argmax()) != int(found["label"]):
             found["stop"] = torch.ones(1)
         return found
