@@ -337,7 +337,7 @@ def test_another_label_in_a_later_round_stops_the_defense(data, model, rng):
     assert "stop" not in first
     changed = careful.invert(rigged(model, 3), data, rng=seeded(1), state=first)
     assert int(changed["label"]) == 1
-    assert int(changed["votes"].argmax()) == 3
+    assert int(changed["votes"].argmax()) == 1, "the first round's votes are what is reported"
     assert "stop" in changed
     assert "stop" not in SMALL.invert(model, data, rng=seeded(1), state=first)
     method = Bti(inversion=careful, tuning=ADAM, rounds=3)
