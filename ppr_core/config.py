@@ -85,7 +85,7 @@ class Settings(BaseModel):
 
 
 def _flatten(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
+    if isinstance(value, Mapping) and (value or not prefix):
         for key, inner in value.items():
             yield from _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
     else:
@@ -171,6 +171,12 @@ class Study(Settings):
     defenses: dict[str, dict[str, Any]] = Field({}, description="label -> overrides")
     retuning: dict[str, Any] = Field({}, description="settings of the retuning attack (RA)")
     rho_grid: list[float] = Field([], description="PAM's rho values for the rho curve")
+    measures: dict[str, dict[str, Any]] = Field({}, description="beside RA: measure -> overrides")
+    budgets: list[float] = Field(
+        [2 * step / 255 for step in range(9)], description="pixel budgets of the epsilon sweep"
+    )
+    checkpoints: dict[str, str] = Field({}, description="models made elsewhere: label -> file")
+    clean_control: bool = Field(True, description="train the never-poisoned model as a control")
     notebooks: list[str] = Field([], description="sections to execute, such as 01_backdoors")
 
     @model_validator(mode="after")
@@ -178,6 +184,10 @@ class Study(Settings):
         need(self.name and "/" not in self.name, f"expected a plain study name, got {self.name!r}")
         need(self.seeds, "expected at least one seed, got none")
         need(len(set(self.seeds)) == len(self.seeds), f"expected distinct seeds, got {self.seeds}")
+        need(
+            self.budgets and all(0 <= budget <= 1 for budget in self.budgets),
+            f"expected pixel budgets from 0 to 1 (16/255 is {16 / 255:.4f}), got {self.budgets}",
+        )
         return self
 
     @classmethod

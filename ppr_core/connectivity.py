@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from ppr_core.config import Field, Settings
 from ppr_core.data.images import ImageSet, to_float
 from ppr_core.errors import DataError, need
 from ppr_core.metrics import EVAL_BATCH, evaluating, hit_rate
@@ -30,6 +31,18 @@ BatchNorm = Literal["interpolate", "recalibrate", "endpoint"]
 
 ASLEEP = 20.0  # ASR (percent) up to which a backdoor counts as asleep
 STATISTICS = ("running_mean", "running_var")
+
+
+class Line(Settings):
+    """How a path between two models is sampled."""
+
+    source: ClassVar[str] = "Min et al. 2024, arXiv:2410.09838, sec. 4.1"
+
+    points: int = Field(21, ge=2, description="positions on the path, both ends included")
+    batch_norm: list[BatchNorm] = Field(
+        ["interpolate", "recalibrate"], description="ways to have the running statistics"
+    )
+    asleep: float = Field(ASLEEP, ge=0, le=100, description="ASR (percent) of a sleeping backdoor")
 
 
 @dataclass(frozen=True)

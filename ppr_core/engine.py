@@ -52,6 +52,7 @@ def run(plan: Plan, lab: Lab, backend: Backend = "local", gpu_share: float = 1.0
         lab.report = bar.epoch
         return _here(waiting, lab, bar)
     finally:
+        lab.report = None
         bar.close()
 
 

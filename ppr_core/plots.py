@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ppr_core.plan import CLEAN as CLEAN_MODEL
+from ppr_core.plan import NO_ATTACK
 from ppr_core.results import label
 
 # Colour-blind safe, and told apart in print by lightness.
@@ -76,21 +78,42 @@ def robustness_bars(rows: pd.DataFrame) -> Figure:
     Args:
         rows: `results.cells` of a study; bars are means over seeds, whiskers the spread.
     """
-    rows = rows[rows["status"] == "done"].assign(name=rows.apply(label, axis=1))
+    shown = {"o_asr": "after the defense", "p_asr": "after RA"}
+    return _grouped_bars(_named(rows), shown, [BEFORE, AFTER])
+
+
+def query_bars(rows: pd.DataFrame) -> Figure:
+    """Draw ASR before and under QRA (triggered and clean images), a panel an attack.
+
+    Args:
+        rows: `results.cells` of a study that measures "query".
+    """
+    shown = {"o_asr": "triggered", "q_p_asr": "triggered + QRA", "q_c_asr": "clean + QRA"}
+    rows = rows[rows["q_p_asr"].notna()]
+    return _grouped_bars(_named(rows), shown, [BEFORE, AFTER, CLEAN])
+
+
+def _named(rows: pd.DataFrame) -> pd.DataFrame:
+    """Keep what has figures, under the names that tables use."""
+    rows = rows[(rows["status"] == "done") & (rows["attack"] != NO_ATTACK)]
+    return rows.assign(name=rows.apply(label, axis=1))
+
+
+def _grouped_bars(rows: pd.DataFrame, shown: Mapping[str, str], palette: list[str]) -> Figure:
     attacks = list(dict.fromkeys(rows["attack"]))
-    height = 0.42 * rows["name"].nunique() + 1.4
+    height = (0.1 + 0.16 * len(shown)) * rows["name"].nunique() + 1.4
     figure, axes = _figure(6.2 * len(attacks), height, ncols=len(attacks), sharey=True)
     for axis, attack in zip(axes[0], attacks, strict=True):
         here = rows[rows["attack"] == attack]
-        long = here.melt(["name"], ["o_asr", "p_asr"], "when", "asr").dropna(subset="asr")
-        long["when"] = long["when"].map({"o_asr": "after the defense", "p_asr": "after RA"})
+        long = here.melt(["name"], list(shown), "when", "asr").dropna(subset="asr")
+        long["when"] = long["when"].map(shown)
         sns.barplot(
             long,
             y="name",
             x="asr",
             hue="when",
-            hue_order=["after the defense", "after RA"],
-            palette=[BEFORE, AFTER],
+            hue_order=list(shown.values()),
+            palette=palette,
             errorbar="sd",
             err_kws={"linewidth": 1.2},
             ax=axis,
@@ -101,6 +124,107 @@ def robustness_bars(rows: pd.DataFrame) -> Figure:
                 axis.bar_label(bars, fmt="%.0f", padding=3, fontsize=9)
         axis.set(title=attack, xlabel="attack success rate (%)", ylabel="", xlim=(0, 112))
         axis.set_xticks(range(0, 101, 20))
+    _legend(axes[0][-1])
+    figure.tight_layout()
+    return figure
+
+
+def budget_curves(points: pd.DataFrame) -> Figure:
+    """Draw P-ASR and C-ASR over the budget: QRA by defense above, the controls below.
+
+    Args:
+        points: `results.queries` of a study.
+    """
+    swept = points.groupby("perturbation")["eps"].transform("nunique") > 1
+    points = points[swept].assign(eps=255 * points["eps"])
+    kinds = [("qra", "defense")]
+    if points["perturbation"].nunique() > 1:
+        kinds.append(("controls", "perturbation"))
+    attacks = list(dict.fromkeys(points["attack"]))
+    size = {"nrows": len(kinds), "ncols": 2 * len(attacks), "sharex": True, "sharey": True}
+    figure, axes = _figure(4.4 * 2 * len(attacks) + 1.6, 3.4 * len(kinds), **size)
+    for row, (kind, hue) in zip(axes, kinds, strict=True):
+        for index, attack in enumerate(attacks):
+            here = points[points["attack"] == attack]
+            purified = ~here["defense"].isin([CLEAN_MODEL, "ep"])
+            here = here[here["perturbation"] == "qra"] if kind == "qra" else here[purified]
+            for place, name in enumerate(("p_asr", "c_asr")):
+                axis = row[2 * index + place]
+                last = axis is row[-1]
+                _curves(axis, here, x="eps", y=name, hue=hue, legend=last)
+                what = "triggered" if name == "p_asr" else "clean"
+                mean = "" if kind == "qra" else ", mean of the purified models"
+                axis.set(title=f"{attack}: {what} images{mean}", ylim=(-3, 103))
+                axis.set(xlabel="budget (1/255)", ylabel="predicted as the target (%)")
+        _legend(row[-1])
+    figure.tight_layout()
+    return figure
+
+
+def transfer_bars(pairs: pd.DataFrame) -> Figure:
+    """Draw the P-ASR of each model's perturbation on the others: mean, and each as a point.
+
+    Args:
+        pairs: `results.transfers` of a study.
+    """
+    pairs = pairs.assign(source=pairs["source"].str.replace("@", " rho "))
+    attacks = list(dict.fromkeys(pairs["attack"]))
+    height = 0.4 * pairs["source"].nunique() + 1.4
+    figure, axes = _figure(5.4 * len(attacks), height, ncols=len(attacks), sharey=True)
+    for axis, attack in zip(axes[0], attacks, strict=True):
+        here = pairs[pairs["attack"] == attack]
+        sns.barplot(here, y="source", x="p_asr", errorbar=None, color=BEFORE, ax=axis)
+        sns.stripplot(here, y="source", x="p_asr", color=AFTER, size=4, ax=axis)
+        axis.set(title=attack, xlabel="P-ASR on the other models (%)", xlim=(0, 103))
+        axis.set_ylabel("perturbation learnt on")
+    figure.tight_layout()
+    return figure
+
+
+def path_curves(points: pd.DataFrame, figure_of: str = "backdoor_error") -> Figure:
+    """Draw an error along the path from t = 0 to t = 1, a row for each way of batch norm.
+
+    Args:
+        points: `results.paths` of a study, of one start.
+        figure_of: "backdoor_error" (100 - ASR) or "clean_error" (100 - C-Acc).
+    """
+    attacks = list(dict.fromkeys(points["attack"]))
+    ways = list(dict.fromkeys(points["batch_norm"]))
+    size = {"nrows": len(ways), "ncols": len(attacks), "sharex": True, "sharey": True}
+    figure, axes = _figure(5.2 * len(attacks) + 1.8, 3.5 * len(ways), **size)
+    for row, way in zip(axes, ways, strict=True):
+        for axis, attack in zip(row, attacks, strict=True):
+            here = points[(points["attack"] == attack) & (points["batch_norm"] == way)]
+            _curves(axis, here, x="t", y=figure_of, hue="defense", legend=axis is row[-1])
+            axis.set(title=f"{attack}, batch norm: {way}", xlabel="position t on the path")
+            axis.set_ylabel(f"{figure_of.replace('_', ' ')} (%)")
+            if figure_of == "backdoor_error":
+                axis.set_ylim(-3, 103)
+        _legend(row[-1])
+    figure.tight_layout()
+    return figure
+
+
+def what_predicts(rows: pd.DataFrame) -> Figure:
+    """Scatter P-ASR against the figures of the path: what foretells that a model wakes?
+
+    Args:
+        rows: `results.cells` of a study that measures "path".
+    """
+    rows = _named(rows[rows["distance"].notna()])
+    shown = {
+        "distance": "L2 distance from the backdoored model",
+        "path_distance": "L2 distance along the path, ASR asleep",
+        "barrier": "backdoor error barrier (points)",
+    }
+    figure, axes = _figure(14.4, 4.0, ncols=3, sharey=True)
+    for axis, (name, title) in zip(axes[0], shown.items(), strict=True):
+        last = axis is axes[0][-1]
+        style = "attack" if rows["attack"].nunique() > 1 else "name"
+        sns.scatterplot(
+            rows, x=name, y="p_asr", hue="name", style=style, s=80, ax=axis, legend=last
+        )
+        axis.set(xlabel=title, ylabel="P-ASR after RA (%)", ylim=(-3, 103))
     _legend(axes[0][-1])
     figure.tight_layout()
     return figure

@@ -7,12 +7,25 @@ import torch
 from torch import Tensor
 
 from ppr_core.config import digest
+from ppr_core.connectivity import regress
 from ppr_core.defenses import Pam
 from ppr_core.metrics import psnr
-from ppr_core.plan import CLEAN, NO_DEFENSE, Plan
+from ppr_core.plan import CLEAN, NO_ATTACK, NO_DEFENSE, Plan, Stage
 from ppr_core.study import Lab
 from ppr_core.tracking import Store
 
+# What a study may measure beside RA: column -> (measure, its figure).
+MEASURED = {
+    "q_p_asr": ("query", "p_asr"),
+    "q_c_asr": ("query", "c_asr"),
+    "clean_retuned_asr": ("clean_retuning", "p_asr"),
+    "trigger_asr": ("triggers", "p_asr"),
+    "barrier": ("path", "backdoor_barrier"),
+    "clean_barrier": ("path", "clean_barrier"),
+    "t_star": ("path", "t_star"),
+    "distance": ("path", "distance"),
+    "path_distance": ("path", "path_distance"),
+}
 COLUMNS = [
     "dataset",
     "model",
@@ -25,6 +38,7 @@ COLUMNS = [
     "o_asr",
     "p_c_acc",
     "p_asr",
+    *MEASURED,
     "oracle",
     "privileges",
     "seconds",
@@ -39,8 +53,9 @@ WOKEN_BY = 20.0  # rise of ASR (points) under RA from which a backdoor counts as
 def cells(plan: Plan, store: Store) -> pd.DataFrame:
     """Return one row a cell (attack, defense, seed), in the study's order.
 
-    Figures are percent; o_ is after the defense, p_ after the retuning attack. A cell that failed
-    or was never computed stays in the table, without figures, and says so in `status`.
+    Figures are percent; o_ is after the defense, p_ after the retuning attack, q_ under QRA. A cell
+    that failed or was never computed stays in the table, without figures, and says so in `status`.
+    Rows of the attack "none" are defenses of the never-poisoned model.
     """
     rows = [_row(plan, store, *cell) for cell in plan.cells()]
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -52,7 +67,7 @@ def _row(plan: Plan, store: Store, attack: str, defense: str, seed: int) -> dict
     row: dict[str, Any] = {
         "dataset": plan.study.dataset["name"],
         "model": plan.study.model["name"],
-        "poison_rate": plan.attacks[attack].poison_rate,
+        "poison_rate": 0.0 if attack == NO_ATTACK else plan.attacks[attack].poison_rate,
         "attack": attack,
         "defense": "pam" if defense.startswith("pam@") else defense,
         "seed": seed,
@@ -63,20 +78,28 @@ def _row(plan: Plan, store: Store, attack: str, defense: str, seed: int) -> dict
     last = plan.last(attack, defense, seed)
     run = store.find(last.key)
     if run is None:
-        return {**row, "status": _why(plan, store, attack, defense, seed)}
+        return {**row, "status": _why(plan, store, last)}
     figures = run.data.metrics
-    if defense == NO_DEFENSE:
-        row |= {"o_c_acc": figures["c_acc"], "o_asr": figures["asr"]}
-        return {**row, "seconds": figures["seconds"], "status": "done"}
-    row |= {name: figures[name] for name in FIGURES}
-    made = None if defense == CLEAN else store.find(plan.purified(attack, defense, seed).key)
-    seconds = made.data.metrics["cost_seconds"] if made else None
-    return {**row, "seconds": seconds, "status": "done"}
+    row["status"] = "done"
+    if last.kind == "retuned":
+        row |= {name: figures[name] for name in FIGURES}
+        source = plan.source(attack, defense, seed)
+        made = store.find(source.key) if source.kind == "purified" else None
+        row["seconds"] = made.data.metrics.get("cost_seconds") if made else None
+    else:
+        row |= {"o_c_acc": figures["c_acc"], "o_asr": figures.get("asr")}
+        row["seconds"] = figures.get("cost_seconds", figures["seconds"])
+    stages = plan.measured(attack, defense, seed)
+    found = {name: store.find(stage.key) for name, stage in stages.items()}
+    for column, (measure, name) in MEASURED.items():
+        if found.get(measure):
+            row[column] = found[measure].data.metrics.get(name)
+    return row
 
 
-def _why(plan: Plan, store: Store, attack: str, defense: str, seed: int) -> str:
+def _why(plan: Plan, store: Store, last: Stage) -> str:
     """Say why a cell has no figures: a stage of its chain that failed, or nothing run yet."""
-    chain = [plan.last(attack, defense, seed)]
+    chain = [last]
     for stage in chain:
         chain += stage.parents
         failed = store.search(key=stage.key)
@@ -88,11 +111,12 @@ def _why(plan: Plan, store: Store, attack: str, defense: str, seed: int) -> str:
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """Return mean and spread over seeds of each (attack, defense, rho), in the study's order."""
     keys = ["attack", "defense", "rho", "oracle"]
-    figures = rows.assign(**{name: rows[name].astype(float) for name in FIGURES})
+    shown = [name for name in (*FIGURES, *MEASURED) if name in rows]
+    figures = rows.assign(**{name: rows[name].astype(float) for name in shown})
     figures["failed"] = (rows["status"] != "done").astype(int)
     grouped = figures.groupby(keys, sort=False, dropna=False)
-    table = grouped[FIGURES].mean()
-    table = table.join(grouped[FIGURES].std(ddof=1).add_suffix("_std"))
+    table = grouped[shown].mean()
+    table = table.join(grouped[shown].std(ddof=1).add_suffix("_std"))
     table["change"] = table["p_asr"] - table["o_asr"]
     table["seeds"] = grouped["seed"].nunique()
     table["failed"] = grouped["failed"].sum()
@@ -120,6 +144,28 @@ def findings(rows: pd.DataFrame) -> list[str]:
             lines.append(
                 f"{attack}, controls: {', '.join(_rise(row) for _, row in kept.iterrows())}."
             )
+    return lines
+
+
+def query_findings(rows: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
+    """Say in sentences what QRA reaches: on purified models, on the controls, and by transfer.
+
+    Args:
+        rows: `cells` of a study that measures "query".
+        pairs: its `transfers`; may be empty.
+    """
+    lines = []
+    for attack, group in rows[rows["q_p_asr"].notna()].groupby("attack", sort=False):
+        control = (group["defense"] == CLEAN) | group["oracle"].astype(bool)
+        for who, part in (("purified models", group[~control]), ("controls", group[control])):
+            if len(part):
+                o, p, c = (part[name].mean() for name in ("o_asr", "q_p_asr", "q_c_asr"))
+                lines.append(
+                    f"{attack}, {who}: QRA moves the mean ASR from {o:.1f} to {p:.1f}; "
+                    f"{c:.1f} % of clean images follow."
+                )
+    for attack, group in pairs.groupby("attack", sort=False) if len(pairs) else ():
+        lines.append(f"{attack}: learnt on another model, it reaches {group['p_asr'].mean():.1f}.")
     return lines
 
 
@@ -214,11 +260,78 @@ def histories(plan: Plan, store: Store, kind: str) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
+def queries(plan: Plan, store: Store) -> pd.DataFrame:
+    """Return QRA, its controls and the optimised triggers over the budget, one row a point.
+
+    Columns: attack, defense, seed, perturbation, eps, c_asr, p_asr (percent).
+    """
+    return _points(plan, store, ("query", "query_alone", "controls", "triggers"))
+
+
+def paths(plan: Plan, store: Store) -> pd.DataFrame:
+    """Return the errors along every path, one row a point.
+
+    Columns: attack, defense, seed, start ("backdoored"; "purified" for the path to EP),
+    batch_norm, t, backdoor_error, clean_error (percent).
+    """
+    return _points(plan, store, ("path", "connection"))
+
+
+def transfers(plan: Plan, store: Store) -> pd.DataFrame:
+    """Return the P-ASR of every QRA perturbation on the other models, one row a pair.
+
+    Columns: attack, seed, source, target, p_asr (percent).
+    """
+    return _points(plan, store, ("transfer",))
+
+
+def _points(plan: Plan, store: Store, kinds: tuple[str, ...]) -> pd.DataFrame:
+    rows = []
+    for stage in plan.stages():
+        run = store.find(stage.key) if stage.kind in kinds else None
+        if run is None:
+            continue
+        about: dict[str, Any] = {"attack": stage.attack, "seed": stage.seed}
+        if stage.defense:
+            about["defense"] = stage.defense.replace("@", " rho ")
+        if stage.kind in ("path", "connection"):
+            about["start"] = "backdoored" if stage.kind == "path" else "purified"
+        rows += [{**about, **point} for point in store.summary(run).info["rows"]]
+    return pd.DataFrame(rows)
+
+
+def explained(rows: pd.DataFrame) -> pd.DataFrame:
+    """Regress P-ASR on what the path tells, one row a coefficient with its 95 % interval.
+
+    Args:
+        rows: `cells` of a study that measures "path"; too few models give an empty table.
+    """
+    done = rows[rows["distance"].notna() & rows["p_asr"].notna()]
+    found = []
+    for names in (["distance"], ["path_distance"], ["barrier"], ["distance", "barrier"]):
+        table = done[names].astype(float)
+        if len(done) <= len(names) + 1 or (table.nunique() < 2).any():
+            continue
+        fit = regress(done["p_asr"].astype(float), {name: table[name] for name in names})
+        for name in names:
+            found.append(
+                {
+                    "predictors": " + ".join(names),
+                    "coefficient": name,
+                    **fit.coefficients[name]._asdict(),
+                    "r2": fit.r2,
+                    "models": fit.count,
+                }
+            )
+    return pd.DataFrame(found)
+
+
 def log_cells(plan: Plan, store: Store) -> None:
     """Keep one MLflow run a finished cell: all that a person compares, in one row."""
     rows = cells(plan, store)
     for (_, row), cell in zip(rows.iterrows(), plan.cells(), strict=True):
-        key = digest(["cell", plan.study.name, *cell, plan.last(*cell).key])
+        names = [name for name in (*FIGURES, *MEASURED, "seconds") if pd.notna(row[name])]
+        key = digest(["cell", plan.study.name, *cell, plan.last(*cell).key, names])
         if row["status"] != "done" or store.find(key):
             continue
         attack, defense, seed = cell
@@ -232,7 +345,7 @@ def log_cells(plan: Plan, store: Store) -> None:
                 if pd.notna(row[name])
             },
         )
-        figures = {name: row[name] for name in (*FIGURES, "seconds") if pd.notna(row[name])}
+        figures = {name: row[name] for name in names}
         if pd.notna(row["p_asr"]):
             figures["asr_change"] = row["p_asr"] - row["o_asr"]
         store.log(run_id, metrics=figures)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ppr_core import engine
 from ppr_core.config import Study
-from ppr_core.errors import ConfigError
+from ppr_core.errors import ConfigError, need
 from ppr_core.plan import Plan
 from ppr_core.study import Lab
 from ppr_core.tracking import ROOT, Store
@@ -39,6 +39,15 @@ class Section:
         if self.own:
             self.run = self.store.start(
                 self.study.name, title, tags={"kind": "notebook", "notebook": title}
+            )
+
+    def need(self, *measures: str) -> None:
+        """Raise ConfigError unless the study takes these measures."""
+        for name in measures:
+            need(
+                name in self.plan.measures,
+                f"expected a study that measures {name!r}, got {self.study.name!r}; add "
+                f"`measures: {{{name}: {{}}}}` to its file",
             )
 
     def settings(self) -> pd.DataFrame:

@@ -8,15 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ppr_core import measures
 from ppr_core.attacks import Trigger
 from ppr_core.config import derive
 from ppr_core.data.images import ImageSet
 from ppr_core.method import Outcome
 from ppr_core.metrics import attack_success_rate, clean_accuracy, evaluate, triggered
 from ppr_core.models import Classifier, check_same_shapes
-from ppr_core.plan import Stage
+from ppr_core.plan import CLEAN, Stage
 from ppr_core.runtime import Record, session
 from ppr_core.tracking import Result, Run, Store
+from ppr_core.weights import read
 
 CURVE_IMAGES = 500  # test images behind each point of a training curve
 LOG_EVERY_S = 5.0  # epochs are logged in batches: a request each would slow short trainings
@@ -146,14 +148,14 @@ class Lab:
 
     def _evaluator(self, stage: Stage) -> Callable[[nn.Module], Record] | None:
         """Return what is measured each epoch; never anything while a defense runs."""
-        if stage.kind == "retuned":
+        if stage.kind in ("retuned", "clean_retuning"):
             test, stamped = stage.plan.images.test, self.stamped_test(stage)
             return lambda model: evaluate(model, test, stamped)
         if stage.kind in ("clean", "backdoored"):
-            test = _first(stage.plan.images.test, CURVE_IMAGES)
+            test = stage.plan.images.test.spread(CURVE_IMAGES)
             if stage.kind == "clean" or stage.plan.attacks[stage.attack].learns_trigger:
                 return lambda model: {"c_acc": clean_accuracy(model, test)}
-            stamped = _first(self.stamped_test(stage), CURVE_IMAGES)
+            stamped = self.stamped_test(stage).spread(CURVE_IMAGES)
             return lambda model: evaluate(model, test, stamped)
         return None
 
@@ -172,6 +174,8 @@ def _prepared(lab: Lab, stage: Stage) -> Result:
 
 def _trained(lab: Lab, stage: Stage) -> Result:
     """Train the clean model, or poison the training set and train the victim."""
+    if "checkpoint" in stage.settings:
+        return _read(lab, stage)
     plan = stage.plan
     attack = plan.attacks[stage.attack] if stage.attack else plan.clean
     prepared = stage.parent("prepared")
@@ -194,6 +198,19 @@ def _trained(lab: Lab, stage: Stage) -> Result:
     return result
 
 
+def _read(lab: Lab, stage: Stage) -> Result:
+    """Take in a model that was made elsewhere."""
+    plan = stage.plan
+    names = [part for part in (stage.attack, stage.defense) if part]
+    model = plan.model.build(plan.images.train.num_classes, seed=stage.seed)
+    model.load_state_dict(read(plan.checkpoints["/".join(names) or CLEAN], model))
+    model.to(plan.device).eval()
+    metrics = {"c_acc": clean_accuracy(model, plan.images.test)}
+    if stage.attack:
+        metrics["asr"] = attack_success_rate(model, lab.stamped_test(stage))
+    return Result(_weights(model), {"checkpoint": stage.settings["checkpoint"]}, metrics)
+
+
 def _inverted(lab: Lab, stage: Stage) -> Result:
     """Compute what several settings of one defense share, such as an inverted trigger."""
     defense = stage.plan.defenses[stage.defense]
@@ -204,6 +221,8 @@ def _inverted(lab: Lab, stage: Stage) -> Result:
 
 def _purified(lab: Lab, stage: Stage) -> Result:
     """Run a defense; it is handed what it names, and only an oracle may name the attacker's."""
+    if "checkpoint" in stage.settings:
+        return _read(lab, stage)
     plan, victim = stage.plan, stage.parent("backdoored", "clean")
     defense, held = plan.defenses[stage.defense], plan.held(stage.seed)
     inverted = stage.parent("inverted")
@@ -225,6 +244,8 @@ def _purified(lab: Lab, stage: Stage) -> Result:
     result = _as_result(outcome)
     if stage.attack:
         result.metrics |= evaluate(outcome.model, plan.images.test, lab.stamped_test(stage))
+    else:
+        result.metrics["c_acc"] = clean_accuracy(outcome.model, plan.images.test)
     return result
 
 
@@ -236,7 +257,10 @@ def _retuned(lab: Lab, stage: Stage) -> Result:
     before = {name: lab.result(source).metrics.get(name) for name in ("c_acc", "asr")}
     if None in before.values():
         before = evaluate(model, test, lab.stamped_test(stage))
-    outcome = plan.retuning[stage.attack](
+    retuning = plan.retuning[stage.attack]
+    if stage.kind == "clean_retuning":
+        retuning = retuning.replace(poisoned=0)
+    outcome = retuning(
         model,
         plan.images.train,
         rng=derive(stage.seed, "retuning"),
@@ -257,18 +281,19 @@ WORK: dict[str, Callable[[Lab, Stage], Result]] = {
     "inverted": _inverted,
     "purified": _purified,
     "retuned": _retuned,
+    "clean_retuning": _retuned,
+    **measures.WORK,
 }
 
 
 def _as_result(outcome: Outcome) -> Result:
-    tensors = {f"model.{name}": t for name, t in outcome.model.state_dict().items()}
     cost = {f"cost_{name}": float(value) for name, value in vars(outcome.cost).items()}
-    return Result({**outcome.tensors, **tensors}, outcome.info, cost, list(outcome.history))
+    tensors = {**outcome.tensors, **_weights(outcome.model)}
+    return Result(tensors, outcome.info, cost, list(outcome.history))
 
 
-def _first(images: ImageSet, count: int) -> ImageSet:
-    """Return `count` images spread evenly over the set (its order may be by class)."""
-    return images.subset(torch.linspace(0, len(images) - 1, min(count, len(images))).long())
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
 
 
 def _tags(stage: Stage) -> dict[str, str]:

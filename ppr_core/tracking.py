@@ -2,7 +2,6 @@
 
 import fcntl
 import functools
-import hashlib
 import json
 import logging
 import os
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from ppr_core.errors import CheckpointError, StoreError, need
 from ppr_core.runtime import Record
+from ppr_core.weights import sha256
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -313,12 +313,6 @@ class Store:
     def drop_scratch(self, key: str) -> None:
         """Remove a finished stage's epoch checkpoints."""
         shutil.rmtree(self.scratch(key), ignore_errors=True)
-
-
-def sha256(path: Path) -> str:
-    """Return a file's sha256, as hexadecimal."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def commit() -> str:

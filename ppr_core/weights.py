@@ -1,11 +1,17 @@
 """Arithmetic on weights: the moves of SAM and PAM, and the paths of mode connectivity."""
 
 import contextlib
+import hashlib
+import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from ppr_core.errors import CheckpointError, need
 from ppr_core.models import batch_norms, check_same_shapes
 
 State = dict[str, Tensor]
@@ -82,3 +88,68 @@ def recalibrate(model: nn.Module, forward: Callable[[], None]) -> None:
         for layer, momentum, mode in zip(layers, momenta, modes, strict=True):
             layer.momentum = momentum
             layer.train(mode)
+
+
+def sha256(path: Path) -> str:
+    """Return a file's sha256, as hexadecimal."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def read(path: Path, model: nn.Module) -> State:
+    """Read the weights of a model that was made elsewhere.
+
+    Names may be this project's, those of its stages ("model."), of a data-parallel wrapper
+    ("module."), or torchvision's (conv1, bn1, layer1, fc). Where normalisation is missing, it is
+    the model's own.
+
+    Args:
+        path: a safetensors file, or a state_dict that torch saved (read without running code).
+        model: of the architecture; left as it is.
+
+    Raises:
+        CheckpointError: unreadable, a pickle that would run code, other names or other shapes.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            found = safetensors.torch.load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError) as error:
+        raise CheckpointError(
+            f"expected weights in {path} (safetensors, or a state_dict of tensors alone), got: "
+            f"{str(error).splitlines()[0]}"
+        ) from None
+    found = found.get("state_dict", found) if isinstance(found, dict) else {}
+    state = {name: t for name, t in found.items() if isinstance(t, Tensor)}
+    need(state, f"expected tensors by name in {path}, got none", CheckpointError)
+    if any(name.startswith("model.") for name in state):  # a stage keeps other tensors beside
+        state = {name: t for name, t in state.items() if name.startswith("model.")}
+    for prefix in ("module.", "model."):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    own = model.state_dict()
+    for theirs, ours in _published(model).items():
+        state = {
+            ours + n.removeprefix(theirs) if n.startswith(theirs) else n: t
+            for n, t in state.items()
+        }
+    state = {name.replace(".shortcut.", ".downsample."): t for name, t in state.items()}
+    fixed = {name: t for name, t in own.items() if name.startswith("normalise.")}
+    state = {**fixed, **state}
+    check_same_shapes(state, own)
+    return state
+
+
+def _published(model: nn.Module) -> dict[str, str]:
+    """Return torchvision's names for the parts of a classifier, with this project's."""
+    names = {"fc.": "linear.", "classifier.": "linear.", "features.": "backbone."}
+    stages = 0
+    for index, part in model.backbone.named_children():
+        if isinstance(part, nn.Conv2d):
+            names["conv1."] = f"backbone.{index}."
+        elif isinstance(part, nn.BatchNorm2d):
+            names["bn1."] = f"backbone.{index}."
+        elif isinstance(part, nn.Sequential):
+            stages += 1
+            names[f"layer{stages}."] = f"backbone.{index}."
+    return names

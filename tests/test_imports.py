@@ -26,6 +26,7 @@ ORDER = [
     "connectivity",
     "plan",
     "tracking",
+    "measures",
     "study",
     "engine",
     "results",

@@ -75,6 +75,18 @@ STUDY = {
         },
     },
     "rho_grid": [0.0, 0.5],
+    "budgets": [0.0, 8 / 255],
+    "measures": {
+        "query": {"clean": 20, "poisoned": 20, "width": 16, "schedule": {"epochs": 2}},
+        "transfer": {},
+        "controls": {
+            "images": 20,
+            "pgd": {"iterations": 2},
+            "universal": {"images": 20, "schedule": {"steps": 2}},
+        },
+        "path": {"points": 3},
+        "connection": {},
+    },
     "notebooks": [path.stem for path in NOTEBOOKS],
 }
 
@@ -108,7 +120,7 @@ def test_plain_papermill_works_too(store, tmp_path):
     papermill.execute_notebook(
         str(ROOT / "notebooks" / "02_retuning_attack.ipynb"),
         str(copy),
-        {**file, "defenses": {}, "rho_grid": []},
+        {**file, "defenses": {}, "rho_grid": [], "measures": {}},
         kernel_name="python3",
         cwd=str(tmp_path),
         progress_bar=False,

@@ -64,6 +64,10 @@ class ImageSet:
         indices = indices.to(self.device)
         return replace(self, images=self.images[indices], labels=self.labels[indices])
 
+    def spread(self, count: int) -> "ImageSet":
+        """Return `count` images spread evenly over the set (its order may be by class)."""
+        return self.subset(torch.linspace(0, len(self) - 1, min(count, len(self))).long())
+
     def with_images(self, images: Tensor) -> "ImageSet":
         """Return the same labels with other images."""
         return replace(self, images=images)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ppr_core.attacks.adversarial import pgd
 from ppr_core.config import Field, Settings
-from ppr_core.reactivation.perturbation import Perturb, along
+from ppr_core.reactivation.perturbation import EPS, Perturb, along
+from ppr_core.reactivation.triggers import Universal
 
 
 def sign_noise(rng: torch.Generator) -> Perturb:
@@ -48,3 +49,13 @@ class TargetedPgd(Settings):
             return pgd(model, repeated, labels, **budget).view(shape)
 
         return perturb
+
+
+class Controls(Settings):
+    """The three controls of QRA at its own budgets: none of them knows the retuned model."""
+
+    source: ClassVar[str] = "this project: separates reactivation from an adversarial attack"
+
+    images: int = Field(500, ge=1, description="test images attacked, of each kind")
+    universal: Universal = Field(Universal(eps=EPS), description="one perturbation for all images")
+    pgd: TargetedPgd = Field(TargetedPgd(), description="one for each image, by its gradients")

@@ -93,6 +93,11 @@ class Query(Method):
         "cross-entropy (the paper's eq. 2; with alpha 0 its eq. 1)",
     )
     alpha: float = Field(0.2, ge=0, description="weight of the one term against the other")
+    surrogate: Literal["clean", "ep"] = Field(
+        "clean",
+        description="model that must go on answering truly: the never-poisoned one (authors' "
+        "code), or EP's (paper); the other one where it is itself attacked",
+    )
     width: int = Field(1024, ge=1, description="units of a hidden layer of the generator")
     depth: int = Field(3, ge=1, description="hidden layers of the generator")
     schedule: Schedule = Field(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ppr_core.config import Field
+from ppr_core.config import Field, Settings
 from ppr_core.data.images import ImageSet, to_float
 from ppr_core.data.splits import draw
 from ppr_core.errors import CheckpointError, DataError, need
@@ -189,6 +189,16 @@ class Square(OptimisedTrigger):
                 answers = model(within(part, direction, self.eps)).float()
             total += F.cross_entropy(answers, aim, reduction="sum").item()
         return total / len(pixels)
+
+
+class Triggers(Settings):
+    """Optimised triggers with growing knowledge: other defended models, queries, the weights."""
+
+    source: ClassVar[str] = "Zhu, Liang, Wu 2024, arXiv:2405.16134"
+
+    white_box: Universal = Field(Universal(), description="by the model's gradients")
+    queries: Square = Field(Square(), description="by the model's answers alone")
+    transfer: Universal = Field(Universal(), description="by the other purified models' gradients")
 
 
 def _signs(shape: tuple[int, ...], rng: torch.Generator, device: torch.device) -> Tensor:
