@@ -28,6 +28,7 @@ from ppr_core.training import Schedule
 from ppr_core.weights import sha256
 
 NO_DEFENSE, CLEAN = "none", "clean"  # the control rows of every table
+GRID = "pam@"  # of the labels of PAM at the other values of the rho grid
 NO_ATTACK = "none"  # defenses of the never-poisoned model
 
 
@@ -337,7 +338,7 @@ class Plan:
 
     def transfer(self, attack: str, seed: int) -> Stage:
         """Every QRA perturbation against every other purified model of one attack."""
-        labels = [label for label in self.labels if not self.oracle(label)]
+        labels = [n for n in self.labels if not self.oracle(n) and not n.startswith(GRID)]
         purified = [self.purified(attack, label, seed) for label in labels]
         made = [self.query(attack, label, seed) for label in labels]
         eps = self.queries[attack].eps
@@ -354,7 +355,7 @@ class Plan:
         others = [
             self.purified(attack, label, seed)
             for label in self.labels
-            if label != defense and not self.oracle(label) and "@" not in label
+            if label != defense and not self.oracle(label) and not label.startswith(GRID)
         ]
         parents = (self.source(attack, defense, seed), self.backdoored(attack, seed), *others)
         return self._measure("triggers", attack, defense, seed, *parents)
@@ -378,13 +379,15 @@ class Plan:
         """Return what the study measures of one cell beside RA, by measure."""
         if attack == NO_ATTACK or defense == NO_DEFENSE:
             return {}
-        made = {
-            "query": lambda: self.query(attack, defense, seed),
-            "query_alone": lambda: self.query(attack, defense, seed, alone=True),
-            "controls": lambda: self.controls(attack, defense, seed),
-            "triggers": lambda: self.triggers(attack, defense, seed),
-            "clean_retuning": lambda: self.retuned(attack, defense, seed, clean_only=True),
-        }
+        made = {}
+        if not defense.startswith(GRID):  # the rest of the rho curve gets RA and the path
+            made = {
+                "query": lambda: self.query(attack, defense, seed),
+                "query_alone": lambda: self.query(attack, defense, seed, alone=True),
+                "controls": lambda: self.controls(attack, defense, seed),
+                "triggers": lambda: self.triggers(attack, defense, seed),
+                "clean_retuning": lambda: self.retuned(attack, defense, seed, clean_only=True),
+            }
         if defense != CLEAN:
             made["path"] = lambda: self.path(attack, defense, seed)
         if defense not in (CLEAN, self.exact):
@@ -506,7 +509,7 @@ def _budget(method: Settings, count: int) -> float:
 
 def rho_label(rho: float) -> str:
     """Return the label of PAM at one rho of the grid."""
-    return f"pam@{rho:g}"
+    return f"{GRID}{rho:g}"
 
 
 def _method(

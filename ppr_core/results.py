@@ -10,7 +10,7 @@ from ppr_core.config import digest
 from ppr_core.connectivity import regress
 from ppr_core.defenses import Pam
 from ppr_core.metrics import psnr
-from ppr_core.plan import CLEAN, NO_ATTACK, NO_DEFENSE, Plan, Stage
+from ppr_core.plan import CLEAN, GRID, NO_ATTACK, NO_DEFENSE, Plan, Stage
 from ppr_core.study import Lab
 from ppr_core.tracking import Store
 
@@ -69,7 +69,7 @@ def _row(plan: Plan, store: Store, attack: str, defense: str, seed: int) -> dict
         "model": plan.study.model["name"],
         "poison_rate": 0.0 if attack == NO_ATTACK else plan.attacks[attack].poison_rate,
         "attack": attack,
-        "defense": "pam" if defense.startswith("pam@") else defense,
+        "defense": "pam" if defense.startswith(GRID) else defense,
         "seed": seed,
         "rho": rho,
         "oracle": bool(method and method.oracle),
