@@ -2,10 +2,16 @@
 
 import sys
 
-from tests.benchmarks import store, training
+from tests.benchmarks import attacks, defenses, paths, store, training
 from tests.benchmarks.timing import heading
 
-ALL = {"training": training.main, "store": store.main}
+ALL = {
+    "training": training.main,
+    "attacks": attacks.main,
+    "defenses": defenses.main,
+    "paths": paths.main,
+    "store": store.main,
+}
 
 for name in sys.argv[1:] or ALL:
     heading(name)

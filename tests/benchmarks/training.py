@@ -9,7 +9,6 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from ppr_core.attacks import ATTACKS
 from ppr_core.data.images import Augment, to_float
 from ppr_core.data.shapes import Shapes
 from ppr_core.metrics import logits
@@ -44,7 +43,7 @@ class Pictures(Dataset):
 
 
 def main():
-    """Compare training loops, then stamping and augmentation."""
+    """Compare training loops, then augmentation and evaluation."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     count = 20_000 if device.type == "cuda" else 2_560
     width = 64 if device.type == "cuda" else 16
@@ -91,22 +90,3 @@ def main():
     parts = list(zip(everything.split(BATCH), draws.split(BATCH), strict=True))
     compare({"augmentation": lambda: [augment(*part) for part in parts]}, count, "images")
     compare({"evaluation": lambda: logits(model, data.images)}, count, "images", rounds=3)
-    stamp(data)
-
-
-def stamp(data):
-    """Stamping of every attack that needs no preparation, batched against image by image."""
-    few = data.images[:500]
-    for name, cls in ATTACKS.items():
-        attack = cls()
-        if attack.preparation() is not None or attack.learns_trigger:
-            continue
-
-        def one_by_one(attack=attack):
-            return [attack.stamp(image[None], stage="test", state={}) for image in few]
-
-        def batched(attack=attack):
-            return attack.stamp(few, stage="test", state={})
-
-        rivals = {f"{name}, image by image": one_by_one, f"{name}, batched": batched}
-        compare(rivals, len(few), "images", rounds=3)
