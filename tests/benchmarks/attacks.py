@@ -58,6 +58,4 @@ def ssba(data):
     few.prepare(data.subset(torch.arange(2_000)), rng=torch.Generator().manual_seed(0))
     spent = (time.perf_counter() - start) / steps
     whole = spent * attack.fast.steps
-    print(
-        f"SSBA's fast encoder: {1000 * spent:.0f} ms a step, {whole:.0f} s in all (by {steps} steps)"
-    )
+    print(f"SSBA's fast encoder: {1000 * spent:.0f} ms a step, so {whole:.0f} s in all")
