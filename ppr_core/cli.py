@@ -26,6 +26,11 @@ KINDS = ("attacks", "defenses", "datasets", "models")
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return its exit code (2: a user's mistake, 1: something failed)."""
     arguments = _parser().parse_args(argv)
+    here = os.getcwd()  # a user's own methods are imported from where they stand
+    if here not in sys.path:
+        sys.path.append(here)
+        known = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = os.pathsep.join([known, here] if known else [here])
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("alembic", "mlflow", "papermill", "matplotlib", "traitlets"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -57,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--gpu-share", type=float, default=1.0, help="GPU share of a stage (ray)")
     study.add_argument("--no-notebooks", action="store_true", help="compute the stages only")
     study.add_argument("--dry-run", action="store_true", help="list the stages and what is cached")
+    _evaluate_arguments(add)
     run = add("run", _run, "execute one notebook with a study's settings")
     run.add_argument("notebook", help="path, or name such as 02_retuning_attack")
     run.add_argument("-f", "--file", help="study file whose settings it gets")
@@ -78,18 +84,57 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _evaluate_arguments(add: Callable[..., argparse.ArgumentParser]) -> None:
+    text = "measure RA, QRA and LMC of models made elsewhere (safetensors, or a state_dict)"
+    command = add("evaluate", _evaluate, text)
+    command.add_argument("--backdoored", required=True, metavar="FILE", help="the victim model")
+    command.add_argument("--purified", required=True, metavar="FILE", help="what a defense made")
+    command.add_argument("--clean", metavar="FILE", help="a never-poisoned model, as a control")
+    command.add_argument("--attack", required=True, help="whose trigger the victim knows")
+    command.add_argument("--model", default="resnet18", help="architecture of all of them")
+    command.add_argument("--dataset", default="cifar10", help="that they were trained on")
+    command.add_argument("-f", "--file", help="study file with further settings")
+    _override(command)
+
+
 def _study_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("file", help="study file, such as params/demo.yaml")
+    command.add_argument(
+        "--defense",
+        action="append",
+        default=[],
+        metavar="MODULE:CLASS",
+        help="a defense of your own beside the study's",
+    )
+    _override(command)
+
+
+def _override(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "-p", "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting"
     )
 
 
-def _settings(file: str | None, pairs: list[str]) -> dict[str, Any]:
+def _plan(arguments: argparse.Namespace) -> Any:
+    """Resolve the study that a command's arguments describe."""
+    from ppr_core.config import Study
+    from ppr_core.plan import Plan
+
+    values = _settings(arguments.file, arguments.set)
+    for name in arguments.defense:
+        label = name.rpartition(":")[2].lower()
+        values.setdefault("defenses", {}).setdefault(label, {})["method"] = name
+    return Plan(Study(**values))
+
+
+def _settings(
+    file: str | None, pairs: list[str], values: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Read a study file and overrides such as `training.epochs=3` into one mapping."""
     from ppr_core.config import Study
 
-    values = Study.load(file).model_dump(exclude_unset=True) if file else {}
+    values = {**(values or {})}
+    values |= Study.load(file).model_dump(exclude_unset=True) if file else {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         need(equals, f"expected KEY=VALUE, got {pair!r}")
@@ -106,27 +151,29 @@ def _settings(file: str | None, pairs: list[str]) -> dict[str, Any]:
 
 
 def _study(arguments: argparse.Namespace) -> int:
-    from ppr_core import engine, report, results
-    from ppr_core.config import Study
-    from ppr_core.plan import Plan
     from ppr_core.study import Lab
     from ppr_core.tracking import Store
 
-    plan = Plan(Study(**_settings(arguments.file, arguments.set)))
+    plan = _plan(arguments)
     for name in plan.study.notebooks:
         find_notebook(name)
     store = Store()
     if arguments.dry_run:
         return _dry_run(plan, Lab(store))
-    stages = plan.stages()
-    print(f"study {plan.study.name}: {len(stages)} stages on {plan.device}", flush=True)
-    failures = engine.run(plan, Lab(store), arguments.engine, arguments.gpu_share)
+    notebooks = [] if arguments.no_notebooks else plan.study.notebooks
+    return _compute(plan, store, notebooks, arguments.engine, arguments.gpu_share)
+
+
+def _compute(plan: Any, store: Any, notebooks: list[str], *where: Any) -> int:
+    """Compute a study, print its table, execute its notebooks, write its report."""
+    from ppr_core import engine, report, results
+    from ppr_core.study import Lab
+
+    print(f"study {plan.study.name}: {len(plan.stages())} stages on {plan.device}", flush=True)
+    failures = engine.run(plan, Lab(store), *where)
     results.log_cells(plan, store)
     print("\n" + results.text_table(results.cells(plan, store)) + "\n", flush=True)
-    broken = 0
-    if not arguments.no_notebooks:
-        for name in plan.study.notebooks:
-            broken += execute(find_notebook(name), plan, store)
+    broken = sum(execute(find_notebook(name), plan, store) for name in notebooks)
     path = report.write(plan, store)
     print(f"report   {path}")
     print("compare  make ui      (MLflow, experiment " + repr(plan.study.name) + ")")
@@ -136,9 +183,38 @@ def _study(arguments: argparse.Namespace) -> int:
     return 1 if failures or broken else 0
 
 
+def _evaluate(arguments: argparse.Namespace) -> int:
+    """Measure models that this project did not make, as a study of their own."""
+    from ppr_core.config import Study
+    from ppr_core.plan import Plan
+    from ppr_core.tracking import Store
+
+    attack = arguments.attack
+    files = {"clean": arguments.clean, attack: arguments.backdoored}
+    files[f"{attack}/purified"] = arguments.purified
+    given = {
+        "name": "evaluate",
+        "dataset": {"name": arguments.dataset},
+        "model": {"name": arguments.model},
+        "measures": {"query": {}, "path": {}},
+    }
+    values = _settings(arguments.file, arguments.set, given)
+    if "query" in values["measures"] and not arguments.clean:
+        values["measures"]["query"].setdefault("surrogate", "ep")
+    values["attacks"] = {attack: values.get("attacks", {}).get(attack, {})}
+    values["defenses"] = {"ep": values.get("defenses", {}).get("ep", {})}
+    values |= {"rho_grid": [], "notebooks": []}
+    values["checkpoints"] = {name: file for name, file in files.items() if file}
+    values["clean_control"] = False
+    return _compute(Plan(Study(**values)), Store(), [])
+
+
 def _dry_run(plan: Any, lab: Any) -> int:
-    for stage in plan.stages():
-        print(f"{'cached ' if lab.cached(stage) else 'compute'}  {stage.name}")
+    stages = plan.stages()
+    cached = [lab.cached(stage) for stage in stages]
+    for stage, there in zip(stages, cached, strict=True):
+        print(f"{'cached ' if there else 'compute'}  {stage.name}")
+    print(f"{len(stages) - sum(cached)} of {len(stages)} stages to compute")
     return 0
 
 
@@ -297,11 +373,9 @@ def _print_columns(table: Any) -> None:
 
 def _report(arguments: argparse.Namespace) -> int:
     from ppr_core import report, results
-    from ppr_core.config import Study
-    from ppr_core.plan import Plan
     from ppr_core.tracking import Store
 
-    plan, store = Plan(Study(**_settings(arguments.file, arguments.set))), Store()
+    plan, store = _plan(arguments), Store()
     if arguments.format == "html":
         print(report.write(plan, store))
         return 0

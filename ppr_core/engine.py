@@ -86,7 +86,7 @@ def _on_ray(plan: Plan, stages: list[Stage], bar: "_Bar", gpu_share: float) -> F
         raise ConfigError(f"expected Ray for --engine ray, got: {error}; pip install ray") from None
     address = os.environ.get("RAY_ADDRESS")
     local = {} if address else {"include_dashboard": False, "object_store_memory": 200 * 2**20}
-    handed_on = ("PPR_STORE", "PPR_DATA", "MLFLOW_TRACKING_URI")
+    handed_on = ("PPR_STORE", "PPR_DATA", "MLFLOW_TRACKING_URI", "PYTHONPATH")
     environment = {name: os.environ[name] for name in handed_on if os.environ.get(name)}
     environment["OMP_WAIT_POLICY"] = "PASSIVE"
     ray.init(

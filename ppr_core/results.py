@@ -113,7 +113,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     keys = ["attack", "defense", "rho", "oracle"]
     shown = [name for name in (*FIGURES, *MEASURED) if name in rows]
     figures = rows.assign(**{name: rows[name].astype(float) for name in shown})
-    figures["failed"] = (rows["status"] != "done").astype(int)
+    figures["failed"] = rows["status"].str.startswith("failed").astype(int)
     grouped = figures.groupby(keys, sort=False, dropna=False)
     table = grouped[shown].mean()
     table = table.join(grouped[shown].std(ddof=1).add_suffix("_std"))
@@ -225,15 +225,20 @@ def markdown_table(rows: pd.DataFrame) -> str:
 
 
 def text_table(rows: pd.DataFrame) -> str:
-    """Return the result table of a study as aligned text."""
-    heads = " ".join(f"{head:>12s}" for head in ("C-Acc", "O-ASR", "P-ASR"))
+    """Return the result table of a study as aligned text, with QRA and LMC where measured."""
+    table = summary(rows)
+    shown = {"o_c_acc": "C-Acc", "o_asr": "O-ASR", "p_asr": "P-ASR"}
+    further = {"q_p_asr": "QRA P-ASR", "q_c_asr": "QRA C-ASR", "barrier": "barrier"}
+    shown |= {
+        name: head for name, head in further.items() if name in table and any(table[name] >= 0)
+    }
+    heads = " ".join(f"{head:>12s}" for head in shown.values())
     lines = [f"{'attack':12s} {'defense':22s} {heads} {'change':>8s}"]
-    for _, row in summary(rows).iterrows():
-        figures = [cell_text(row, name) for name in ("o_c_acc", "o_asr", "p_asr")]
+    for _, row in table.iterrows():
         change = f"{row['change']:+.1f}" if pd.notna(row["change"]) else "-"
-        if row["failed"]:
-            change = "failed" if pd.isna(row["o_asr"]) else change
-        columns = " ".join(f"{figure:>12s}" for figure in figures)
+        if pd.isna(row["o_c_acc"]):
+            change = "failed" if row["failed"] else "not run"
+        columns = " ".join(f"{cell_text(row, name):>12s}" for name in shown)
         lines.append(f"{row['attack']:12s} {label(row):22s} {columns} {change:>8s}")
     return "\n".join(lines)
 
