@@ -1,10 +1,12 @@
 """What every attack, defense and reactivation is: hyper-parameters that can be called."""
 
+import contextlib
 import hashlib
 import inspect
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
@@ -93,22 +95,29 @@ class Method(Settings):
         need(len(data) > 0, f"{type(self).__name__}: expected images, got an empty set", DataError)
         need(data.device == device, f"expected data on {device}, got {data.device}", DataError)
         self.check(model, data)
-        cost = Cost()
-        copy = clone(model)
-        hooks = _count_passes(copy, cost)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        clock = time.perf_counter()
-        try:
+        copy, cost = clone(model), Cost()
+        with measuring(copy, cost):
             outcome = self.run(copy, data, rng=rng, **named)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        cost.seconds = time.perf_counter() - clock
-        cost.peak_bytes = _peak_bytes(device)
         outcome.cost = cost
         outcome.model.eval().requires_grad_(True)
         return outcome
+
+
+@contextlib.contextmanager
+def measuring(model: nn.Module, cost: Cost) -> Iterator[None]:
+    """Count what happens to a model into `cost`: passes, images, seconds, peak memory."""
+    device = next(model.parameters()).device
+    hooks = _count_passes(model, cost)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    clock = time.perf_counter()
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    cost.seconds = time.perf_counter() - clock
+    cost.peak_bytes = _peak_bytes(device)
 
 
 def fork(rng: torch.Generator, *names: str | int) -> torch.Generator:

@@ -83,18 +83,25 @@ def _row(plan: Plan, store: Store, attack: str, defense: str, seed: int) -> dict
     row["status"] = "done"
     if last.kind == "retuned":
         row |= {name: figures[name] for name in FIGURES}
-        source = plan.source(attack, defense, seed)
-        made = store.find(source.key) if source.kind == "purified" else None
-        row["seconds"] = made.data.metrics.get("cost_seconds") if made else None
+        row["seconds"] = _seconds(plan.source(attack, defense, seed), store)
     else:
         row |= {"o_c_acc": figures["c_acc"], "o_asr": figures.get("asr")}
-        row["seconds"] = figures.get("cost_seconds", figures["seconds"])
+        row["seconds"] = figures["seconds"] if last.kind != "purified" else _seconds(last, store)
     stages = plan.measured(attack, defense, seed)
     found = {name: store.find(stage.key) for name, stage in stages.items()}
     for column, (measure, name) in MEASURED.items():
         if found.get(measure):
             row[column] = found[measure].data.metrics.get(name)
     return row
+
+
+def _seconds(purified: Stage, store: Store) -> float | None:
+    """Return what a defense took, with all of the inversion that it may share with others."""
+    if purified.kind != "purified" or "checkpoint" in purified.settings:
+        return None
+    parts = [stage for stage in (purified, purified.parent("inverted")) if stage]
+    found = [run for stage in parts if (run := store.find(stage.key))]
+    return sum(run.data.metrics.get("cost_seconds", 0.0) for run in found)
 
 
 def _why(plan: Plan, store: Store, last: Stage) -> str:

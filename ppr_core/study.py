@@ -12,7 +12,7 @@ from ppr_core import measures
 from ppr_core.attacks import Trigger
 from ppr_core.config import derive
 from ppr_core.data.images import ImageSet
-from ppr_core.method import Outcome
+from ppr_core.method import Cost, Outcome, measuring
 from ppr_core.metrics import attack_success_rate, clean_accuracy, evaluate, triggered
 from ppr_core.models import Classifier, check_same_shapes
 from ppr_core.plan import CLEAN, Stage
@@ -216,7 +216,10 @@ def _inverted(lab: Lab, stage: Stage) -> Result:
     defense = stage.plan.defenses[stage.defense]
     model = lab.model(stage.parent("backdoored", "clean"))
     rng = derive(stage.seed, "prepare")  # not the defense's name: several share this stage
-    return Result(defense.prepare(model, stage.plan.held(stage.seed).tune, rng=rng))
+    cost = Cost()
+    with measuring(model, cost):
+        state = defense.prepare(model, stage.plan.held(stage.seed).tune, rng=rng)
+    return Result(state, metrics=_cost(cost))
 
 
 def _purified(lab: Lab, stage: Stage) -> Result:
@@ -287,9 +290,12 @@ WORK: dict[str, Callable[[Lab, Stage], Result]] = {
 
 
 def _as_result(outcome: Outcome) -> Result:
-    cost = {f"cost_{name}": float(value) for name, value in vars(outcome.cost).items()}
     tensors = {**outcome.tensors, **_weights(outcome.model)}
-    return Result(tensors, outcome.info, cost, list(outcome.history))
+    return Result(tensors, outcome.info, _cost(outcome.cost), list(outcome.history))
+
+
+def _cost(cost: Cost) -> dict[str, float]:
+    return {f"cost_{name}": float(value) for name, value in vars(cost).items()}
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
