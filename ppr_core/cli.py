@@ -372,7 +372,7 @@ def _print_columns(table: Any) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from ppr_core import report, results
+    from ppr_core import claims, report, results
     from ppr_core.tracking import Store
 
     plan, store = _plan(arguments), Store()
@@ -385,6 +385,9 @@ def _report(arguments: argparse.Namespace) -> int:
     else:
         table = results.markdown_table if arguments.format == "markdown" else results.text_table
         print(table(rows))
+        if arguments.format == "text":
+            verdicts = claims.scoreboard(claims.gather(plan, store))
+            print("\n" + claims.text(verdicts))
     return 0
 
 

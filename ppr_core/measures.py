@@ -10,7 +10,7 @@ from ppr_core.attacks import Trigger
 from ppr_core.config import derive
 from ppr_core.data.images import ImageSet
 from ppr_core.models import Classifier
-from ppr_core.plan import Plan, Stage
+from ppr_core.plan import Stage
 from ppr_core.reactivation.controls import sign_noise
 from ppr_core.reactivation.perturbation import (
     Perturb,
@@ -175,9 +175,7 @@ def _triggers(lab: Reader, stage: Stage) -> Result:
 def _path(lab: Reader, stage: Stage) -> Result:
     """LMC between two models, once for every way to have the batch-norm statistics."""
     plan, line = stage.plan, stage.plan.measures["path"]
-    start, end = (lab.model(parent) for parent in stage.parents)
-    for parent, other in zip(stage.parents, (end, start), strict=True):
-        _extend(plan, parent, other)
+    start, end = ends(lab, *stage.parents)
     rows, metrics = [], {}
     for index, batch_norm in enumerate(line.batch_norm):
         path = connectivity.path(
@@ -197,11 +195,15 @@ def _path(lab: Reader, stage: Stage) -> Result:
     return Result(info={"rows": rows}, metrics=metrics)
 
 
-def _extend(plan: Plan, made: Stage, model: Classifier) -> None:
-    """Give a model the layers that the defense of the path's other end has added."""
-    if made.kind == "purified" and made.defense in plan.defenses:
-        plan.defenses[made.defense].extend(model)
-        model.to(plan.device).eval()
+def ends(lab: Reader, *stages: Stage) -> list[Classifier]:
+    """Return the models of a path's two ends, with the layers that the other one has."""
+    models = [lab.model(stage) for stage in stages]
+    for made, other in zip(stages, reversed(models), strict=True):
+        plan = made.plan
+        if made.kind == "purified" and made.defense in plan.defenses:
+            plan.defenses[made.defense].extend(other)
+            other.to(plan.device).eval()
+    return models
 
 
 def _labelled(rows: Sequence[Record], perturbation: str) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from ppr_core import results
+from ppr_core import claims, results
 from ppr_core.plan import Plan
 from ppr_core.tracking import Store, commit
 
@@ -23,7 +23,8 @@ def write(plan: Plan, store: Store) -> Path:
     Returns:
         The path of the HTML file, which needs nothing beside itself.
     """
-    rows = results.cells(plan, store)
+    evidence = claims.gather(plan, store)
+    rows, verdicts = evidence.cells, claims.scoreboard(evidence)
     environment = Environment(
         loader=PackageLoader("ppr_core", ""),
         autoescape=select_autoescape(default=True),
@@ -34,7 +35,8 @@ def write(plan: Plan, store: Store) -> Path:
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         table=[_line(row) for _, row in results.summary(rows).iterrows()],
         seeds=plan.study.seeds,
-        findings=results.findings(rows),
+        findings=[*results.findings(rows), claims.tally(verdicts) + "."],
+        claims=claims.board(verdicts).to_dict("records"),
         figures=_figures(plan, store),
         settings=yaml.safe_dump(plan.study.model_dump(), sort_keys=False),
         failed=rows[rows["status"] != "done"].to_dict("records"),

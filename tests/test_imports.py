@@ -30,8 +30,12 @@ ORDER = [
     "study",
     "engine",
     "results",
+    "paper",
+    "evidence",
+    "claims",
     "plots",
     "section",
+    "explorer",
     "report",
     "doctor",
     "cli",
@@ -43,6 +47,7 @@ ONLY_IMPORTER = {
     "matplotlib": {"plots", "section"},
     "seaborn": {"plots"},
     "ray": {"engine"},
+    "ipywidgets": {"explorer"},
 }
 
 
