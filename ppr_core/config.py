@@ -192,20 +192,13 @@ class Study(Settings):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a study from a YAML file.
+        """Read a study from a YAML file; a key `base` names a file beside it that it changes.
 
         Raises:
             ConfigError: no such file, not YAML, an unknown key, a wrong type, or out of range.
         """
-        path = Path(path)
-        need(path.is_file(), f"expected a study file, got {path} (no such file); see params/")
         try:
-            values = yaml.safe_load(path.read_text())
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path}: expected YAML, got {error}") from None
-        need(isinstance(values, dict), f"{path}: expected a mapping of settings, got {values!r}")
-        try:
-            return cls(**values)
+            return cls(**_read(Path(path)))
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
 
@@ -213,3 +206,20 @@ class Study(Settings):
     def from_names(cls, names: Mapping[str, Any]) -> Self:
         """Build a study from a notebook's names (`globals()`): those that are settings count."""
         return cls(**{key: names[key] for key in cls.model_fields if key in names})
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return a study file's settings, those of the file that it is based on included."""
+    path = path.resolve()
+    need(path.is_file(), f"expected a study file, got {path} (no such file); see params/")
+    need(path not in seen, f"expected a base that does not lead back to itself, got {path}")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"expected YAML, got {error}") from None
+    need(isinstance(values, dict), f"expected a mapping of settings, got {values!r}")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    need(isinstance(base, str), f"expected the name of a study file as base, got {base!r}")
+    return {**_read(path.parent / base, (*seen, path)), **values}

@@ -96,3 +96,16 @@ def test_a_bad_study_file_is_refused(tmp_path, text, message):
 def test_a_missing_study_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match="no such file"):
         Study.load(tmp_path / "none.yaml")
+
+
+def test_a_study_may_change_another(tmp_path):
+    (tmp_path / "first.yaml").write_text("name: first\nreserve: 10\nattacks: {badnet: {}}\n")
+    (tmp_path / "second.yaml").write_text("base: first.yaml\nname: second\nreserve: 20\n")
+    study = Study.load(tmp_path / "second.yaml")
+    assert (study.name, study.reserve, study.attacks) == ("second", 20, {"badnet": {}})
+    (tmp_path / "first.yaml").write_text("base: second.yaml\nname: first\n")
+    with pytest.raises(ConfigError, match="lead back to itself"):
+        Study.load(tmp_path / "second.yaml")
+    (tmp_path / "third.yaml").write_text("base: none.yaml\nname: third\n")
+    with pytest.raises(ConfigError, match="no such file"):
+        Study.load(tmp_path / "third.yaml")
