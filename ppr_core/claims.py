@@ -151,9 +151,12 @@ def _quick(e: Evidence) -> Answer:
 
 
 def _controls(e: Evidence) -> Answer:
-    woken = e.woken("qra", BASELINES)
-    control = e.woken("universal", BASELINES)
-    return at_least(woken - control, LOW, "QRA's P-ASR above a universal perturbation's")
+    """An ordinary perturbation takes clean images along; one that wakes a backdoor does not."""
+    gaps = [
+        e.woken(what, BASELINES) - e.woken(what, BASELINES, "c_asr")
+        for what in ("qra", "universal")
+    ]
+    return at_least(gaps[0] - gaps[1], FAR, "P-ASR over C-ASR: QRA's gap above a universal one's")
 
 
 def _best_of_baselines(e: Evidence) -> Answer:

@@ -134,6 +134,11 @@ def test_queries():
         for name in BASELINES
         for what, rate in (("qra", 80.0), ("universal", 20.0))
     ]
+    for point in points:
+        point["c_asr"] = 1.0 if point["perturbation"] == "qra" else 15.0
     evidence = Evidence(rows, queries=pd.DataFrame(points))
     assert [verdict(n, evidence).verdict for n in (20, 21, 22, 25)] == ["holds"] * 4
     assert verdict(23, evidence).verdict == "not tested"
+    ordinary = pd.DataFrame(points).assign(c_asr=70.0)
+    ordinary.loc[ordinary["perturbation"] == "universal", "c_asr"] = 5.0
+    assert verdict(25, Evidence(rows, queries=ordinary)).verdict == "fails"
