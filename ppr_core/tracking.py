@@ -218,6 +218,22 @@ class Store:
         """Close a run as FINISHED, FAILED or KILLED."""
         self.client.set_terminated(run_id, status)
 
+    @_as_store_error
+    def adopt(self, parent: str, runs: Iterable[str]) -> None:
+        """Show these runs under a parent."""
+        for run_id in runs:
+            self.client.set_tag(run_id, "mlflow.parentRunId", parent)
+
+    @_as_store_error
+    def discard(self, run_id: str) -> None:
+        """Hide a run that others have taken the place of."""
+        self.client.delete_run(run_id)
+
+    @_as_store_error
+    def describe(self, experiment: str, note: str) -> None:
+        """Set the note that the UI shows above an experiment's runs."""
+        self.client.set_experiment_tag(self.experiment(experiment), "mlflow.note.content", note)
+
     def close_stale(self) -> int:
         """Mark as KILLED the runs whose process on this machine is gone; return how many."""
         closed = 0

@@ -46,7 +46,7 @@ def test_list_one_method_gives_its_settings(capsys):
     [
         (["list", "attacks", "badnets"], "did you mean 'badnet'"),
         (["study", "none.yaml"], "no such file"),
-        (["run", "09_none"], "known: 01_backdoors"),
+        (["run", "09_none"], "01_backdoors, 02_retuning_attack"),
         (["run", "01_backdoors", "-p", "poison_rat=1"], "did you mean 'poison_rate'"),
         (["run", "01_backdoors", "-p", "poison_rate"], "expected KEY=VALUE"),
     ],
