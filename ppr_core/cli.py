@@ -20,6 +20,7 @@ import yaml
 from ppr_core.errors import CheckpointError, ConfigError, DataError, StoreError, need
 
 ROOT = Path(__file__).resolve().parent.parent
+PORTS = {"ui": 5000, "lab": 8888, "dashboard": 8866}
 KINDS = ("attacks", "defenses", "datasets", "models")
 
 
@@ -77,9 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     for name, run_server, text in (
         ("ui", _ui, "open the MLflow UI on 127.0.0.1"),
         ("lab", _lab, "open JupyterLab on 127.0.0.1"),
+        ("dashboard", _dashboard, "open the explorer as a web page (Voila) on 127.0.0.1"),
     ):
         server = add(name, run_server, text)
-        server.add_argument("--port", type=int, default=5000 if name == "ui" else 8888)
+        server.add_argument("--port", type=int, default=PORTS[name])
     add("doctor", _doctor, "check versions, device, store, disk and threads")
     return parser
 
@@ -432,4 +434,11 @@ def _lab(arguments: argparse.Namespace) -> int:
     command += [f"--ServerApp.root_dir={ROOT}", "--LabApp.default_url=/lab/tree/notebooks"]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         command.append("--allow-root")
+    return subprocess.call(command)
+
+
+def _dashboard(arguments: argparse.Namespace) -> int:
+    port = free_port(arguments.port)
+    command = [sys.executable, "-m", "voila", str(ROOT / "notebooks" / "00_explorer.ipynb")]
+    command += ["--Voila.ip=127.0.0.1", f"--port={port}", "--token"]
     return subprocess.call(command)

@@ -105,3 +105,49 @@ def tiny_study():
     from ppr_core.config import Study
 
     return Study(**TINY_STUDY)
+
+
+EXPLORED = {
+    **TINY_STUDY,
+    "defenses": {
+        "ep": {"schedule": {"epochs": 1}},
+        "ft": {"schedule": {"epochs": 1}},
+        "pam": {
+            "rho": 0.5,
+            "rounds": 1,
+            "tuning": {"epochs": 1},
+            "inversion": {
+                "width": 4,
+                "pretrain": {"epochs": 1},
+                "decouple": {"steps": 2},
+                "generate": {"epochs": 1},
+            },
+        },
+    },
+    "rho_grid": [0.0],
+    "budgets": [0.0, 8 / 255],
+    "measures": {
+        "query": {"clean": 20, "poisoned": 20, "width": 16, "schedule": {"epochs": 2}},
+        "path": {"points": 3},
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def explored(store_template, tmp_path_factory):
+    """A store's folder with a tiny study that has all that the explorer shows; read it only."""
+    from ppr_core import engine, results
+    from ppr_core.config import Study
+    from ppr_core.plan import Plan
+    from ppr_core.study import Lab
+    from ppr_core.tracking import Store
+
+    folder = tmp_path_factory.mktemp("explored") / "mlruns"
+    shutil.copytree(store_template, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.setenv("PPR_DATA", str(folder.parent / "data"))
+        plan, store = Plan(Study(**EXPLORED)), Store(folder)
+        assert not engine.run(plan, Lab(store))
+        results.log_cells(plan, store)
+    return folder

@@ -1,0 +1,81 @@
+"""The explorer: sliders for rho, epsilon and t over what a store holds; the ipywidgets panels."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from IPython.display import HTML, display
+
+from ppr_core.explorer import pages
+from ppr_core.explorer.choice import Choice
+from ppr_core.explorer.holdings import holdings, nothing_held
+from ppr_core.explorer.panels import EpsilonPanel, Panel, PathPanel, RhoPanel
+from ppr_core.section import Section, resolve
+from ppr_core.study import Lab
+from ppr_core.tracking import Store
+
+__all__ = ["Explorer"]
+
+
+class Explorer:
+    """What the explorer's notebook calls: a choice of models, and a panel a slider.
+
+    It computes nothing by itself. Executed in batch, nobody can move a slider: then every panel
+    also shows a figure and a table, and the notebook's run keeps them.
+
+    Args:
+        title: the notebook's name.
+        names: the notebook's `globals()`, as for `Section`.
+
+    Raises:
+        ConfigError: an unknown or unusable setting.
+    """
+
+    def __init__(self, title: str, names: Mapping[str, Any]) -> None:
+        self.study = resolve(names)
+        self.section = None if live() else Section(title, names)
+        self.store = self.section.store if self.section else Store()
+        self.lab = Lab(self.store)
+        held = holdings(self.store, self.study)
+        self.choice = Choice(held) if held else None
+
+    def choose(self) -> None:
+        """Show the dropdowns; or what to run, where the store holds nothing to choose from."""
+        if self.choice is None:
+            display(HTML(pages.note(nothing_held(self.store, self.study))))
+        else:
+            display(self.choice.box)
+
+    def rho(self) -> None:
+        """Show PAM over rho, and compute further values."""
+        if self.choice:
+            self._show(RhoPanel(self.choice, self.lab, self.study), "0_rho")
+
+    def epsilon(self) -> None:
+        """Show QRA at any pixel budget."""
+        if self.choice:
+            self._show(EpsilonPanel(self.choice, self.lab), "0_epsilon")
+
+    def path(self) -> None:
+        """Show the model at any point of the path from backdoored to purified."""
+        if self.choice:
+            self._show(PathPanel(self.choice, self.lab), "0_t")
+
+    def close(self) -> None:
+        """Finish the notebook's run, in batch."""
+        if self.section:
+            self.section.close()
+
+    def _show(self, panel: Panel, name: str) -> None:
+        display(panel.box)
+        if self.section:
+            display(HTML(panel.text.value))
+            if panel.figure is not None:
+                display(self.section.figure(panel.figure, name))
+                display(self.section.table(panel.table, name))
+
+
+def live() -> bool:
+    """Say whether somebody can move a slider: a Jupyter server or Voila has started this kernel."""
+    voila = os.environ.get("SERVER_SOFTWARE", "").startswith("voila")
+    return (voila or "JPY_SESSION_NAME" in os.environ) and not os.environ.get("PPR_RUN")

@@ -1,0 +1,123 @@
+"""Which study, attack, defense and seed: dropdowns over what the store holds."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import ipywidgets as widgets
+
+from ppr_core.explorer.holdings import Cell, Held
+
+WAIT_S = 0.03  # in which a newer event may overtake one that has not been answered
+
+
+class Latest:
+    """Answers the newest event only; those that it overtook are dropped.
+
+    Where an event loop runs (a live kernel) the answer waits a moment, so that events which queued
+    up behind a slow answer meet here; elsewhere it comes at once.
+
+    Args:
+        answer: called without arguments.
+    """
+
+    def __init__(self, answer: Callable[[], None]) -> None:
+        self.answer = answer
+        self.token = 0
+
+    def __call__(self, *_: object) -> None:
+        """Take note of an event."""
+        self.token += 1
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.answer()
+        else:
+            loop.call_later(WAIT_S, self._answer, self.token)
+
+    def _answer(self, token: int) -> None:
+        if token == self.token:
+            self.answer()
+
+
+def in_loop(answer: Callable[..., None]) -> Callable[..., None]:
+    """Return a call that any thread may make: the event loop, where one runs, answers it."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return answer
+    return lambda *given: loop.call_soon_threadsafe(answer, *given)
+
+
+class Choice:
+    """Four dropdowns; each offers only what the store holds for those before it.
+
+    Args:
+        held: what the store holds, by study; at least one.
+    """
+
+    def __init__(self, held: dict[str, Held]) -> None:
+        self.held = held
+        names = ("study", "attack", "defense", "seed")
+        self.menus = [widgets.Dropdown(description=name) for name in names]
+        for menu, name in zip(self.menus, names, strict=True):
+            menu.layout.width = "15rem"
+            menu.style.description_width = "4.2rem"
+            menu.add_class(f"ppr-{name}")
+            menu.observe(self._changed, "value")
+        self._listeners: list[Latest] = []
+        self._filling = False
+        study = next(iter(held))
+        self._fill([study, *held[study].telling])
+        self.box = widgets.HBox(self.menus, layout=widgets.Layout(flex_flow="row wrap"))
+
+    @property
+    def study(self) -> Held:
+        """What the store holds of the chosen study."""
+        return self.held[self.menus[0].value]
+
+    @property
+    def cell(self) -> Cell:
+        """The chosen purified model."""
+        return Cell(*(menu.value for menu in self.menus[1:]))
+
+    def listen(self, answer: Callable[[], None]) -> None:
+        """Call `answer` whenever another model is chosen."""
+        self._listeners.append(Latest(answer))
+
+    def renew(self, held: dict[str, Held]) -> None:
+        """Offer what the store holds by now; the choice stays."""
+        self.held = held
+        self._fill([menu.value for menu in self.menus])
+        self._tell()
+
+    def _changed(self, change: object) -> None:
+        if not self._filling:
+            self._fill([menu.value for menu in self.menus])
+            self._tell()
+
+    def _tell(self) -> None:
+        for listener in self._listeners:
+            listener()
+
+    def _fill(self, wanted: list[str | int]) -> None:
+        """Set options and values, menu by menu, as near to what is wanted as may be."""
+        self._filling = True
+        try:
+            _set(self.menus[0], list(self.held), wanted[0])
+            cells, names = self.study.cells, (str, self.study.name, str)
+            for place, menu in enumerate(self.menus[1:]):
+                values = list(dict.fromkeys(cell[place] for cell in cells))
+                _set(menu, values, wanted[place + 1], names[place])
+                cells = [cell for cell in cells if cell[place] == menu.value]
+        finally:
+            self._filling = False
+
+
+def _set(
+    menu: widgets.Dropdown, values: list[Any], wanted: Any, name: Callable[[Any], str] = str
+) -> None:
+    options = [(name(value), value) for value in values]
+    if list(menu.options) != options:
+        menu.options = options
+    menu.value = wanted if wanted in values else values[0]

@@ -1,0 +1,193 @@
+"""What a store holds of which study: the explorer's choices, and the figures behind them."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import pandas as pd
+
+from ppr_core.config import Study
+from ppr_core.defenses import Pam
+from ppr_core.errors import CheckpointError, ConfigError, DataError
+from ppr_core.plan import CLEAN, GRID, NO_ATTACK, NO_DEFENSE, Plan, Stage
+from ppr_core.results import PURIFIED_BELOW, label
+from ppr_core.tracking import ROOT, Run, Store
+
+CURVE = {"c_acc": "o_c_acc", "o_asr": "o_asr", "p_asr": "p_asr"}  # of a retuned stage's metrics
+UNUSABLE = (ConfigError, DataError, CheckpointError, OSError)
+
+
+class Cell(NamedTuple):
+    """One purified model of a study."""
+
+    attack: str
+    defense: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Held:
+    """What the store holds of one study.
+
+    Attributes:
+        plan: the study, with every seed and every rho that the store has figures of.
+        store: where its runs lie.
+        runs: finished stages by content key, of this and of any other study.
+    """
+
+    plan: Plan
+    store: Store
+    runs: Mapping[str, Run]
+
+    def __contains__(self, stage: Stage) -> bool:
+        return stage.key in self.runs
+
+    def figures(self, stage: Stage) -> dict[str, float]:
+        """Return a stage's last figures by name; none where it was not computed."""
+        return dict(self.runs[stage.key].data.metrics) if stage in self else {}
+
+    def rows(self, stage: Stage) -> pd.DataFrame:
+        """Return the curve that a measure left behind; empty where it was not taken."""
+        if stage not in self:
+            return pd.DataFrame()
+        return pd.DataFrame(self.store.summary(self.runs[stage.key]).info["rows"])
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """Every purified model that the store holds, in the study's order."""
+        every = (Cell(*cell) for cell in self.plan.cells())
+        wanted = (
+            c for c in every if c.attack != NO_ATTACK and c.defense not in (NO_DEFENSE, CLEAN)
+        )
+        return [cell for cell in wanted if self.plan.purified(*cell) in self]
+
+    @cached_property
+    def telling(self) -> Cell:
+        """The cell to open with: everything measured, purified, and woken the most."""
+
+        def interest(cell: Cell) -> tuple[int, bool, float]:
+            retuned = self.figures(self.plan.retuned(*cell))
+            measures = sum(stage in self for stage in self.plan.measured(*cell).values())
+            before, after = retuned.get("o_asr", 100.0), retuned.get("p_asr", 0.0)
+            return measures, before <= PURIFIED_BELOW, after - before
+
+        return max(self.cells, key=interest)
+
+    def name(self, defense: str) -> str:
+        """Return a defense as tables name it."""
+        method = dict(pams(self.plan)).get(defense)
+        row = {"defense": "pam" if method else defense, "rho": method.rho if method else None}
+        return label(pd.Series({**row, "oracle": self.plan.oracle(defense)}))
+
+    def path(self, cell: Cell) -> pd.DataFrame:
+        """Return the errors along the path to a purified model; empty where not measured."""
+        measured = "path" in self.plan.measures
+        return self.rows(self.plan.path(*cell)) if measured else pd.DataFrame()
+
+    def query(self, cell: Cell) -> Stage | None:
+        """Return the QRA stage of a cell where the store holds it."""
+        stage = self.plan.measured(*cell).get("query")
+        return stage if stage is not None and stage in self else None
+
+    def rho_curve(self, attack: str, seed: int) -> pd.DataFrame:
+        """Return PAM's figures at every computed rho: rho, defense, c_acc, o_asr, p_asr."""
+        rows = []
+        for defense, method in pams(self.plan):
+            if found := self.figures(self.plan.retuned(attack, defense, seed)):
+                figures = {name: found[metric] for name, metric in CURVE.items()}
+                rows.append({"rho": method.rho, "defense": defense, **figures})
+        frame = pd.DataFrame(rows, columns=["rho", "defense", *CURVE])
+        return frame.sort_values("rho", ignore_index=True)
+
+    def with_rho(self, rho: float) -> tuple[Plan, str]:
+        """Return the plan of the same study with PAM at one more rho, and the label of that."""
+        study = self.plan.study
+        plan = Plan(study.replace(rho_grid=sorted({*study.rho_grid, rho})))
+        return plan, next(name for name, method in pams(plan) if method.rho == rho)
+
+
+def pams(plan: Plan) -> list[tuple[str, Pam]]:
+    """Return the defenses of the rho curve."""
+    grid = (item for item in plan.defenses.items() if item[0] == "pam" or item[0].startswith(GRID))
+    return [(name, method) for name, method in grid if isinstance(method, Pam)]
+
+
+def holdings(store: Store, given: Study) -> dict[str, Held]:
+    """Return what the store holds, by study: of the given one, and of those in `params/`.
+
+    A study that cannot be resolved on this machine is left out, as is one without a purified model.
+    """
+    found = store.search(query="attributes.status = 'FINISHED'", kind="stage")
+    runs = {run.data.tags["ppr.key"]: run for run in reversed(found)}
+    ids = {run.info.experiment_id for run in found}
+    names = {e.name for e in store.client.search_experiments() if e.experiment_id in ids}
+    held: dict[str, Held] = {}
+    for study in _studies(given):
+        if study.name not in names or study.name in held:
+            continue  # never run here: not even its data is looked for
+        try:
+            here = Held(Plan(_grown(study, runs.values())), store, runs)
+            if here.cells:
+                held[study.name] = here
+        except UNUSABLE:
+            continue
+    return held
+
+
+def _studies(given: Study) -> Iterable[Study]:
+    yield given
+    for path in sorted((ROOT / "params").glob("*.yaml")):
+        try:
+            yield Study.load(path)
+        except ConfigError:
+            continue
+
+
+def _grown(study: Study, runs: Iterable[Run]) -> Study:
+    """Add the seeds and the values of rho that runs are about; content keys tell whose they are."""
+    tags = [run.data.tags for run in runs]
+    seeds = {*study.seeds, *(int(t["ppr.seed"]) for t in tags if "ppr.seed" in t)}
+    study = study.replace(seeds=sorted(seeds))
+    if "pam" not in study.defenses and not study.rho_grid:
+        return study
+    labels = {t["ppr.defense"] for t in tags if t.get("ppr.defense", "").startswith(GRID)}
+    grid = {*study.rho_grid, *(float(label.removeprefix(GRID)) for label in labels)}
+    defenses = dict(study.defenses)
+    if "pam" in defenses:  # unless rho is named, a grid takes the place of PAM's own
+        defenses["pam"] = {"rho": Pam.model_fields["rho"].default, **defenses["pam"]}
+    return study.replace(rho_grid=sorted(grid), defenses=defenses)
+
+
+def not_measured(measure: str, plan: Plan) -> str:
+    """Say what to run for a measure that the store does not hold of a model."""
+    name, ready = plan.study.name, measure in plan.measures
+    add = "" if ready else f"add `{measure}: {{}}` to `measures` in the file of the study {name}, "
+    return f"Not measured yet: {add}run `{_command(name)}`, then run all cells again."
+
+
+def no_pam(plan: Plan) -> str:
+    """Say what to do where there is no rho curve."""
+    name = plan.study.name
+    if pams(plan):
+        return f"No PAM is computed for this attack and seed of the study {name}: press Compute."
+    return (
+        f"The study {name} has no PAM: add `pam: {{}}` to its `defenses`, run `{_command(name)}`, "
+        "then run all cells again."
+    )
+
+
+def _command(study: str) -> str:
+    known = (ROOT / "params" / f"{study}.yaml").is_file()
+    return f"python -m ppr_core study {f'params/{study}.yaml' if known else 'FILE'}"
+
+
+def nothing_held(store: Store, study: Study) -> str:
+    """Say what to run for a store that holds no study to explore, and what it does hold."""
+    names = [e.name for e in store.client.search_experiments() if e.name != "Default"]
+    other = f" It holds {', '.join(sorted(names))}." if names else ""
+    return (
+        f"The store {store.uri} holds no purified model of the study {study.name} or of a study in "
+        f"params/.{other} Run `make study`, or `python -m ppr_core study params/demo.yaml`, then "
+        "run all cells again."
+    )

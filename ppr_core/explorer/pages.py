@@ -1,0 +1,86 @@
+"""What the panels say: HTML from results, with nothing in it that needs a network."""
+
+import base64
+from html import escape
+
+import pandas as pd
+from torch import Tensor
+from torchvision.io import encode_png
+
+from ppr_core.explorer.live import Sample
+
+SIDE = 68  # of a shown image, CSS pixels
+BAD, NOTE = "#c0392b", "#5b6775"
+
+
+def figures(values: dict[str, float]) -> str:
+    """Return named percentages on one line."""
+    return " · ".join(f"{name} <b>{value:.1f} %</b>" for name, value in values.items())
+
+
+def note(text: str) -> str:
+    """Return an aside, its `code` marked as such."""
+    parts = escape(text, quote=False).split("`")
+    marked = [f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts)]
+    return f'<p style="color:{NOTE};line-height:1.45;max-width:60rem">{"".join(marked)}</p>'
+
+
+def table(frame: pd.DataFrame, strong: int | None = None) -> str:
+    """Return a table of figures, one row marked."""
+    head = "".join(f"<th {CELL}>{escape(str(name))}</th>" for name in frame.columns)
+    lines = []
+    for index, row in enumerate(frame.itertuples(index=False)):
+        mark = ' style="background:#f3f6f9;font-weight:600"' if index == strong else ""
+        cells = "".join(
+            f"<td {CELL}>{value:.4g}</td>"
+            if isinstance(value, float)
+            else f"<td {CELL}>{escape(str(value))}</td>"
+            for value in row
+        )
+        lines.append(f"<tr{mark}>{cells}</tr>")
+    return f'<table style="border-collapse:collapse"><tr>{head}</tr>{"".join(lines)}</table>'
+
+
+CELL = 'style="padding:.1rem .8rem;text-align:right;border-bottom:1px solid #d8dee6"'
+
+
+def sample(shown: Sample, labels: list[str]) -> str:
+    """Return the images of a sample, under each row what every model makes of them.
+
+    Args:
+        shown: images and answers.
+        labels: true classes, one an image.
+    """
+    head = "".join(f"<th>{escape(label)}</th>" for label in labels)
+    lines = [f"<tr><th {SIDE_HEAD}>true class</th>{head}</tr>"]
+    for row, images in shown.images.items():
+        title = f"perturbation × {shown.factor:.1f}" if row == "perturbation" else row
+        cells = "".join(
+            f"<td>{_image(image, f'{row}, a {label}')}</td>"
+            for image, label in zip(images, labels, strict=True)
+        )
+        lines.append(f"<tr><th {SIDE_HEAD}>{title}</th>{cells}</tr>")
+        answers = shown.answers[shown.answers["row"] == row]
+        for model, group in answers.groupby("model", sort=False):
+            cells = "".join(_answer(answer) for answer in group.itertuples())
+            lines.append(f"<tr><td {SIDE_HEAD}>{escape(model)} says</td>{cells}</tr>")
+    return (
+        '<table class="ppr-sample" style="border-collapse:collapse;text-align:center;'
+        f'font-size:12px;line-height:1.35">{"".join(lines)}</table>'
+    )
+
+
+SIDE_HEAD = 'style="text-align:right;padding-right:.8rem;white-space:nowrap"'
+
+
+def _answer(answer: object) -> str:
+    """One model's prediction and confidence; the attacker's target stands out."""
+    style = f' style="color:{BAD};font-weight:700"' if answer.target else ""
+    return f"<td{style}>{escape(answer.predicted)} {answer.confidence:.0f} %</td>"
+
+
+def _image(image: Tensor, alt: str) -> str:
+    data = base64.b64encode(bytes(encode_png(image.contiguous(), 3).numpy())).decode()
+    size = f'width="{SIDE}" height="{SIDE}"'
+    style = 'style="image-rendering:pixelated;margin:2px"'
+    return f'<img src="data:image/png;base64,{data}" {size} {style} alt="{escape(alt)}">'
