@@ -101,7 +101,7 @@ def _seconds(purified: Stage, store: Store) -> float | None:
         return None
     parts = [stage for stage in (purified, purified.parent("inverted")) if stage]
     found = [run for stage in parts if (run := store.find(stage.key))]
-    return sum(run.data.metrics.get("cost_seconds", 0.0) for run in found)
+    return sum(run.data.metrics.get("cost_seconds", run.data.metrics["seconds"]) for run in found)
 
 
 def _why(plan: Plan, store: Store, last: Stage) -> str:

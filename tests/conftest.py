@@ -107,22 +107,23 @@ def tiny_study():
     return Study(**TINY_STUDY)
 
 
+TINY_PAM = {
+    "rho": 0.5,
+    "rounds": 1,
+    "tuning": {"epochs": 1},
+    "inversion": {
+        "width": 4,
+        "pretrain": {"epochs": 1},
+        "decouple": {"steps": 2},
+        "generate": {"epochs": 1},
+    },
+}
 EXPLORED = {
     **TINY_STUDY,
     "defenses": {
         "ep": {"schedule": {"epochs": 1}},
         "ft": {"schedule": {"epochs": 1}},
-        "pam": {
-            "rho": 0.5,
-            "rounds": 1,
-            "tuning": {"epochs": 1},
-            "inversion": {
-                "width": 4,
-                "pretrain": {"epochs": 1},
-                "decouple": {"steps": 2},
-                "generate": {"epochs": 1},
-            },
-        },
+        "pam": TINY_PAM,
     },
     "rho_grid": [0.0],
     "budgets": [0.0, 8 / 255],

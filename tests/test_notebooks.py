@@ -10,7 +10,7 @@ import yaml
 
 from ppr_core.cli import ROOT, declared, main
 from ppr_core.config import Study
-from tests.conftest import TINY_STUDY
+from tests.conftest import TINY_PAM, TINY_STUDY
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -62,17 +62,7 @@ STUDY = {
     **TINY_STUDY,
     "defenses": {
         "ep": {"schedule": {"epochs": 1}},
-        "pam": {
-            "rho": 0.5,
-            "rounds": 1,
-            "tuning": {"epochs": 1},
-            "inversion": {
-                "width": 4,
-                "pretrain": {"epochs": 1},
-                "decouple": {"steps": 2},
-                "generate": {"epochs": 1},
-            },
-        },
+        "pam": TINY_PAM,
     },
     "rho_grid": [0.0, 0.5],
     "budgets": [0.0, 8 / 255],
