@@ -136,9 +136,10 @@ def test_rho_shows_the_cells_of_the_study(choice, lab, cells):
     assert bytes(first).startswith(PNG)
     assert "<b>rho 0</b>: C-Acc" in panel.text.value
     assert panel.compute.disabled, "there is nothing to compute"
+    assert '<tr style="background:#f3f6f9;font-weight:600"><td' in panel.detail.value
     panel.slider.value = 0.5
     assert panel.pictures[0].value != first
-    assert len(panel.row.children) == 2, "the curve and the path"
+    assert len(panel.row.children) == 3, "the table, the curve and the path"
 
 
 def test_between_computed_values_the_nearest_is_shown_and_said_to_be(choice, lab):
@@ -209,7 +210,7 @@ def test_epsilon_shows_the_measured_rates(choice, lab, store):
     panel.slider.value = 5.0
     assert "(measured at 8/255)" in panel.text.value
     assert panel.pictures[0].value != before[1]
-    assert panel.text.value.count("<img") == 4 * 6
+    assert panel.detail.value.count("<img") == 4 * 6
 
 
 def test_the_live_answers_are_the_models_own(choice, lab):
@@ -358,4 +359,4 @@ def test_in_batch_every_panel_also_shows_a_figure_and_a_table(place, shown, monk
 def test_text_of_others_is_escaped():
     assert pages.note("a <b> `c & d`").count("<code>c &amp; d</code>") == 1
     assert "<b>" not in pages.note("a <b>")
-    assert "&lt;x&gt;" in pages.table(pd.DataFrame({"<x>": ["<y>"]}))
+    assert "&lt;x&gt;" in pages.table(pd.DataFrame({"<x>": [0.5]}))

@@ -69,7 +69,7 @@ class Explorer:
     def _show(self, panel: Panel, name: str) -> None:
         display(panel.box)
         if self.section:
-            display(HTML(panel.text.value))
+            display(HTML(panel.text.value + panel.detail.value))
             if panel.figure is not None:
                 display(self.section.figure(panel.figure, name))
                 display(self.section.table(panel.table, name))

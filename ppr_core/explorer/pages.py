@@ -26,17 +26,13 @@ def note(text: str) -> str:
 
 
 def table(frame: pd.DataFrame, strong: int | None = None) -> str:
-    """Return a table of figures, one row marked."""
+    """Return a table, one row marked: settings in the first column, percentages in the others."""
     head = "".join(f"<th {CELL}>{escape(str(name))}</th>" for name in frame.columns)
     lines = []
     for index, row in enumerate(frame.itertuples(index=False)):
         mark = ' style="background:#f3f6f9;font-weight:600"' if index == strong else ""
-        cells = "".join(
-            f"<td {CELL}>{value:.4g}</td>"
-            if isinstance(value, float)
-            else f"<td {CELL}>{escape(str(value))}</td>"
-            for value in row
-        )
+        texts = [f"{row[0]:g}", *(f"{value:.1f}" for value in row[1:])]
+        cells = "".join(f"<td {CELL}>{text}</td>" for text in texts)
         lines.append(f"<tr{mark}>{cells}</tr>")
     return f'<table style="border-collapse:collapse"><tr>{head}</tr>{"".join(lines)}</table>'
 

@@ -37,7 +37,7 @@ class Panel:
         self.slider, self.choice, self.lab = slider, choice, lab
         slider.layout.width = "34rem"
         slider.add_class(f"ppr-{name}")
-        self.text = widgets.HTML()
+        self.text, self.detail = widgets.HTML(), widgets.HTML()
         self.pictures: list[widgets.Image] = []
         self.row = widgets.HBox(layout=widgets.Layout(flex_flow="row wrap"))
         out = widgets.VBox([self.text, self.row])
@@ -57,25 +57,29 @@ class Panel:
         """Answer where the slider stands."""
         raise NotImplementedError(f"{type(self).__name__}.move")
 
-    def show(self, *pictures: bytes) -> None:
-        """Put pictures where the last ones stood, without a flicker."""
+    def show(self, text: str, detail: str = "", *pictures: bytes) -> None:
+        """Put text and pictures where the last ones stood, without a flicker."""
+        self.text.value, self.detail.value = text, detail
         while len(self.pictures) < len(pictures):
             self.pictures.append(widgets.Image(format="png"))
         for image, picture in zip(self.pictures, pictures, strict=False):
             if image.value != picture:
                 image.value = picture
-        shown = tuple(self.pictures[: len(pictures)])
+        shown = (*([self.detail] if detail else []), *self.pictures[: len(pictures)])
         if self.row.children != shown:
             self.row.children = shown
+
+    def nothing(self, why: str) -> None:
+        """Say why there is nothing to show."""
+        self.figure, self.table = None, pd.DataFrame()
+        self.show(pages.note(why))
 
     def _try(self, answer: Callable[[], None]) -> None:
         """Answer, or say why not: an error unseen would leave the last answer standing."""
         try:
             answer()
         except (*UNUSABLE, RuntimeError) as error:
-            self.figure, self.table = None, pd.DataFrame()
-            self.text.value = pages.note(f"{type(error).__name__}: {error}")
-            self.show()
+            self.nothing(f"{type(error).__name__}: {error}")
 
 
 def slider(name: str, top: float, step: float, value: float, unit: str = "") -> widgets.FloatSlider:
@@ -144,9 +148,7 @@ class RhoPanel(Panel):
         if not len(self.curve):
             plan = self.choice.study.plan
             self.compute.disabled = running or not pams(plan)
-            self.figure, self.table = None, self.curve
-            self.text.value = pages.note(no_pam(plan))
-            self.show()
+            self.nothing(no_pam(plan))
             return
         index = int((self.curve["rho"] - asked).abs().idxmin())
         row = self.curve.loc[index]
@@ -157,14 +159,15 @@ class RhoPanel(Panel):
             says += f" is not computed; shown is the nearest, <b>rho {row['rho']:g}</b>"
         named = {FIGURES[name]: row[name] for name in FIGURES}
         self.table = self.curve.drop(columns="defense").rename(columns=FIGURES)
-        self.text.value = f"<p>{says}: {pages.figures(named)}</p>{pages.table(self.table, index)}"
-        mark = [(row["rho"], {name: row[name] for name in FIGURES})]
+        text = f"<p>{says}: {pages.figures(named)}</p>"
+        pictures = [self.picture.png([(row["rho"], {name: row[name] for name in FIGURES})])]
         path = self._path(row["defense"], row["rho"])
-        self.show(self.picture.png(mark), *([path.png([None])] if path else []))
-        self.figure = self.picture.figure
         if path is None:
-            text = not_measured("path", self.choice.study.plan)
-            self.text.value += pages.note(f"The path: {text}")
+            text += pages.note(f"The path: {not_measured('path', self.choice.study.plan)}")
+        else:
+            pictures.append(path.png([None]))
+        self.show(text, pages.table(self.table, index), *pictures)
+        self.figure = self.picture.figure
 
     def _path(self, defense: str, rho: float) -> plots.Picture | None:
         if defense not in self.paths:
@@ -239,9 +242,7 @@ class EpsilonPanel(Panel):
     def move(self) -> None:
         """Perturb the images by the chosen budget, and ask every model."""
         if self.samples is None:
-            self.figure, self.table = None, pd.DataFrame()
-            self.text.value = pages.note(not_measured("query", self.choice.study.plan))
-            self.show()
+            self.nothing(not_measured("query", self.choice.study.plan))
             return
         asked = self.slider.value
         sample = self.samples.at(asked / 255)
@@ -251,11 +252,11 @@ class EpsilonPanel(Panel):
         classes = self.samples.plain.classes
         true = [classes[index] for index in self.samples.plain.labels.tolist()]
         target = classes[self.samples.trigger.target]
-        self.text.value = (
+        text = (
             f"<p><b>epsilon {asked:g}/255</b>{near}: {pages.figures(rates)}. The attacker's target "
-            f"is <b>{escape(target)}</b>, in red.</p>{pages.sample(sample, true)}"
+            f"is <b>{escape(target)}</b>, in red.</p>"
         )
-        self.show(self.picture.png([(asked, {})]))
+        self.show(text, pages.sample(sample, true), self.picture.png([(asked, {})]))
         self.figure, self.table = self.picture.figure, sample.answers
 
 
@@ -280,10 +281,9 @@ class PathPanel(Panel):
         errors = self.walk.at(t)
         found = {"C-Acc": 100 - errors["clean_error"], "backdoor error": errors["backdoor_error"]}
         about = f"measured now, on {MEASURED} test images of each kind; lines: on all of them"
-        self.text.value = f"<p><b>t = {t:.2f}</b>: {pages.figures(found)} <i>({about})</i></p>"
+        text = f"<p><b>t = {t:.2f}</b>: {pages.figures(found)} <i>({about})</i></p>"
         if not len(self.points):
-            text = not_measured("path", self.choice.study.plan)
-            self.text.value += pages.note(f"The curve: {text}")
-        self.show(self.picture.png([(t, errors)]))
+            text += pages.note(f"The curve: {not_measured('path', self.choice.study.plan)}")
+        self.show(text, "", self.picture.png([(t, errors)]))
         self.figure = self.picture.figure
         self.table = pd.DataFrame([{"t": t, **found}])
