@@ -168,12 +168,12 @@ def _study(arguments: argparse.Namespace) -> int:
 
 def _compute(plan: Any, store: Any, notebooks: list[str], *where: Any) -> int:
     """Compute a study, print its table, execute its notebooks, write its report."""
-    from ppr_core import engine, report, results
+    from ppr_core import comparison, engine, report, results
     from ppr_core.study import Lab
 
     print(f"study {plan.study.name}: {len(plan.stages())} stages on {plan.device}", flush=True)
     failures = engine.run(plan, Lab(store), *where)
-    results.log_cells(plan, store)
+    comparison.log_cells(plan, store)
     print("\n" + results.text_table(results.cells(plan, store)) + "\n", flush=True)
     broken = sum(execute(find_notebook(name), plan, store) for name in notebooks)
     path = report.write(plan, store)

@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import inspect
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -234,6 +235,18 @@ class Plan:
                     key["path"].update(tensor.cpu().numpy().tobytes())
             key["path"] = key["path"].hexdigest()
         return key
+
+    @cached_property
+    def described(self) -> dict[str, str]:
+        """The images as MLflow lists data sets: name, digest, source and profile."""
+        counts = {name: len(part) for name, part in self.images._asdict().items()}
+        counts["classes"] = self.images.train.num_classes
+        return {
+            "name": self.study.dataset["name"],
+            "digest": digest(self._images_key)[:8],
+            "source": json.dumps(self.study.dataset),
+            "profile": json.dumps(counts),
+        }
 
     def _setting(self) -> dict[str, Any]:
         """What the first stages of every chain depend on."""

@@ -6,7 +6,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ppr_core.config import digest
 from ppr_core.connectivity import regress
 from ppr_core.defenses import Pam
 from ppr_core.metrics import psnr
@@ -339,61 +338,3 @@ def explained(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 # What a cell's run holds: no more than a table of runs can show side by side.
-LOGGED = [
-    *FIGURES,
-    "asr_change",
-    *("q_p_asr", "q_c_asr", "clean_retuned_asr", "trigger_asr", "barrier", "path_distance"),
-    "seconds",
-]
-ABOUT = ["attack", "defense", "rho", "seed", "dataset", "model", "poison_rate"]
-NOTE = """Study **{name}**: does a purified model keep a sleeping backdoor?
-
-Filter the runs by `tags."ppr.kind" = 'cell'`: one run a cell (attack, defense, seed). `o_` is after
-the defense, `p_` after the retuning attack, `q_` under the query-based one; all in percent. Runs of
-the kind 'group' hold mean and spread over seeds."""
-
-
-def log_cells(plan: Plan, store: Store) -> None:
-    """Keep one MLflow run a finished cell, under one with the mean and spread over its seeds."""
-    rows = cells(plan, store)
-    rows = rows.assign(
-        asr_change=rows["p_asr"].astype(float) - rows["o_asr"].astype(float),
-        label=rows.apply(label, axis=1),
-        last=[plan.last(*cell).key for cell in plan.cells()],
-    )
-    store.describe(plan.study.name, NOTE.format(name=plan.study.name))
-    for (attack, name), group in rows[rows["status"] == "done"].groupby(
-        ["attack", "label"], sort=False
-    ):
-        made = [_log_cell(plan, store, row) for _, row in group.iterrows()]
-        key = digest(["group", plan.study.name, attack, name, made])
-        if store.find(key):
-            continue
-        tags = {"kind": "group", "key": key, "attack": attack, "defense": name}
-        run = store.start(plan.study.name, f"{attack} / {name}, {len(made)} seed(s)", tags=tags)
-        figures = group[LOGGED].astype(float)
-        spread = figures.std(ddof=1).dropna().add_suffix("_std")
-        store.log(run, metrics={**figures.mean().dropna().to_dict(), **spread.to_dict()})
-        store.adopt(run, made)
-        store.finish(run)
-
-
-def _log_cell(plan: Plan, store: Store, row: pd.Series) -> str:
-    """Return the run of a cell; one with older figures makes room for it."""
-    figures = {name: float(row[name]) for name in LOGGED if pd.notna(row[name])}
-    key = digest(["cell", plan.study.name, row["label"], row["last"], figures])
-    if found := store.find(key):
-        return found.info.run_id
-    name = f"{row['attack']} / {row['label']} s{row['seed']}"
-    for old in store.search(plan.study.name, kind="cell", cell=name):
-        store.discard(old.info.run_id)
-    tags = {"kind": "cell", "key": key, "cell": name}
-    run = store.start(
-        plan.study.name,
-        name,
-        tags={**tags, "attack": row["attack"], "defense": row["defense"]},
-        params={name: row[name] for name in ABOUT if pd.notna(row[name])},
-    )
-    store.log(run, metrics=figures)
-    store.finish(run)
-    return run

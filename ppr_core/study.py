@@ -62,6 +62,7 @@ class Lab:
             stage.name,
             tags=_tags(stage),
             params=stage.settings,
+            dataset=stage.plan.described,
         )
         logged: set[float] = set()
         last = time.monotonic()

@@ -29,7 +29,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
 
 import mlflow
-from mlflow.entities import Metric, Param, Run, RunTag, ViewType
+from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
 for _noisy in ("mlflow", "alembic"):  # the migrations of a fresh store are nobody's news
@@ -167,8 +167,19 @@ class Store:
         params: Mapping[str, Any] | None = None,
         parent: str | None = None,
         note: str = "",
+        dataset: Mapping[str, str] | None = None,
     ) -> str:
-        """Open a run and return its id; `tags` get the prefix `ppr.`."""
+        """Open a run and return its id.
+
+        Args:
+            experiment: that it belongs to.
+            name: that a person reads.
+            tags: get the prefix `ppr.`.
+            params: settings.
+            parent: id of the run that it is shown under.
+            note: shown on the run's page.
+            dataset: that it was trained or measured on: name, digest, source and profile.
+        """
         process = psutil.Process()
         marks = {f"ppr.{tag}": str(value) for tag, value in tags.items()}
         marks |= {
@@ -182,6 +193,9 @@ class Store:
             marks["mlflow.note.content"] = note
         run = self.client.create_run(self.experiment(experiment), tags=marks, run_name=name)
         self.log(run.info.run_id, params=params or {})
+        if dataset:
+            images = DatasetInput(Dataset(**dataset, source_type="ppr_core"))
+            self.client.log_inputs(run.info.run_id, [images])
         return run.info.run_id
 
     @_as_store_error
@@ -230,9 +244,12 @@ class Store:
         self.client.delete_run(run_id)
 
     @_as_store_error
-    def describe(self, experiment: str, note: str) -> None:
-        """Set the note that the UI shows above an experiment's runs."""
-        self.client.set_experiment_tag(self.experiment(experiment), "mlflow.note.content", note)
+    def describe(self, experiment: str, note: str, tags: Mapping[str, str]) -> None:
+        """Set the note that the UI shows above an experiment's runs, and MLflow's own tags."""
+        known = self.client.get_experiment(self.experiment(experiment)).tags
+        for name, value in {"mlflow.note.content": note, **tags}.items():
+            if known.get(name) != value:
+                self.client.set_experiment_tag(self.experiment(experiment), name, value)
 
     def close_stale(self) -> int:
         """Mark as KILLED the runs whose process on this machine is gone; return how many."""

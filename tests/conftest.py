@@ -137,7 +137,7 @@ EXPLORED = {
 @pytest.fixture(scope="session")
 def explored(store_template, tmp_path_factory):
     """A store's folder with a tiny study that has all that the explorer shows; read it only."""
-    from ppr_core import engine, results
+    from ppr_core import comparison, engine
     from ppr_core.config import Study
     from ppr_core.plan import Plan
     from ppr_core.study import Lab
@@ -150,5 +150,5 @@ def explored(store_template, tmp_path_factory):
         patch.setenv("PPR_DATA", str(folder.parent / "data"))
         plan, store = Plan(Study(**EXPLORED)), Store(folder)
         assert not engine.run(plan, Lab(store))
-        results.log_cells(plan, store)
+        comparison.log_cells(plan, store)
     return folder

@@ -30,6 +30,7 @@ ORDER = [
     "study",
     "engine",
     "results",
+    "comparison",
     "paper",
     "evidence",
     "claims",

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ppr_core import engine, results
+from ppr_core import comparison, engine, results
 from ppr_core.config import Study
 from ppr_core.errors import CheckpointError, ConfigError
 from ppr_core.plan import MEASURES, Plan
@@ -101,7 +101,7 @@ def test_the_clean_model_is_defended_as_a_row_of_its_own(measured):
     assert alone["o_c_acc"].notna().all() and alone["o_asr"].isna().all()
     clean = rows[(rows["attack"] == "badnet") & (rows["defense"] == "clean")]
     assert alone["o_c_acc"].iloc[0] == clean["o_c_acc"].iloc[0]
-    results.log_cells(plan, store)
+    comparison.log_cells(plan, store)
     assert len(store.search("tiny", kind="cell")) == len(rows)
 
 

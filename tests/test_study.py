@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from ppr_core import engine, results
+from ppr_core import comparison, engine, results
 from ppr_core.config import Study
 from ppr_core.errors import StoreError
 from ppr_core.plan import Plan
@@ -100,8 +100,8 @@ def test_a_failed_defense_stays_in_the_table(store, monkeypatch):
 
 def test_cells_are_kept_once_with_what_a_person_compares(store):
     plan, _ = computed(store)
-    results.log_cells(plan, store)
-    results.log_cells(plan, store)
+    comparison.log_cells(plan, store)
+    comparison.log_cells(plan, store)
     runs = store.search("tiny", kind="cell")
     assert len(runs) == 4
     ft = next(run for run in runs if run.data.params["defense"] == "ft")

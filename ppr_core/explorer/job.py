@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ppr_core import results
+from ppr_core import comparison
 from ppr_core.config import Study
 from ppr_core.errors import CheckpointError, ConfigError, DataError, StoreError
 from ppr_core.plan import Plan, Stage
@@ -129,7 +129,7 @@ def main() -> int:
         for stage in missing:
             lab.result(stage)
         _say(Progress(1.0, "adding its row to the table of cells"))
-        results.log_cells(plan, lab.store)
+        comparison.log_cells(plan, lab.store)
         last = Progress(1.0, f"{len(missing)} stages computed", "done")
     except (ConfigError, DataError, CheckpointError, StoreError, RuntimeError) as error:
         last = Progress(0.0, f"{type(error).__name__}: {error}", "failed")
