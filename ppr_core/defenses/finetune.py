@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ppr_core.config import Field
 from ppr_core.data.images import ImageSet
 from ppr_core.defenses.base import Defense
+from ppr_core.defenses.sources import need_parts
 from ppr_core.method import Outcome, fork
 from ppr_core.training import Loss, Schedule, cross_entropy, fit
 
@@ -36,9 +37,14 @@ class _FineTuning(Defense):
     )
     schedule: Schedule = Field(Schedule(epochs=10, lr=0.01, decay="cosine"), description="tuning")
 
+    def check(self, model: nn.Module, data: ImageSet) -> None:
+        """Raise ConfigError where the part that this mode singles out has no name."""
+        head = ["linear"] if self.fresh or self.rescale_all else []
+        need_parts(model, *head, *([self.fixed] if self.fixed else []))
+
     def run(self, model: nn.Module, data: ImageSet, *, rng: torch.Generator) -> Outcome:
         """Draw the head anew where the mode says so, then train the part that is not fixed."""
-        keep = keep_norm(model.linear.weight)
+        keep = keep_norm(model.linear.weight) if self.rescale_all else None
         if self.fresh:
             draw_head(model.linear, fork(rng, "head"))
         if self.fixed:
@@ -49,7 +55,7 @@ class _FineTuning(Defense):
             self.schedule,
             rng=fork(rng, "tune"),
             loss=smoothed(model, self.smoothing, data.num_classes),
-            after_step=keep if self.rescale_all else None,
+            after_step=keep,
             name="tune",
         )
         return Outcome(model, history)

@@ -11,6 +11,7 @@ from ppr_core.data.images import ImageSet
 from ppr_core.defenses.base import Defense
 from ppr_core.defenses.finetune import draw_head, keep_norm
 from ppr_core.defenses.selection import strongest
+from ppr_core.defenses.sources import need_parts
 from ppr_core.method import Outcome, fork
 from ppr_core.runtime import Record
 from ppr_core.training import Loss, Schedule, fit
@@ -36,6 +37,10 @@ class Fst(Defense):
         2.5, ge=0, description="validation accuracy that a chosen alpha may cost, percentage points"
     )
     schedule: Schedule = Field(Schedule(epochs=10, lr=0.01, decay="cosine"), description="tuning")
+
+    def check(self, model: nn.Module, data: ImageSet) -> None:
+        """Raise ConfigError for a model whose head has no name."""
+        need_parts(model, "linear")
 
     def run(
         self,

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ppr_core.config import Field
 from ppr_core.data.images import ImageSet, augmented, to_float
 from ppr_core.defenses.base import Defense
+from ppr_core.defenses.sources import need_parts
 from ppr_core.method import Outcome, fork
 from ppr_core.training import Schedule, fit
 
@@ -38,6 +39,10 @@ class IBau(Defense):
         True, description="perturb an image also where the portion rounds down to none"
     )
     schedule: Schedule = Field(TUNING, description="of the weights; an epoch is a round")
+
+    def check(self, model: nn.Module, data: ImageSet) -> None:
+        """Raise ConfigError for a model whose normalised images cannot be shifted."""
+        need_parts(model, "normalise", "features_of", "head")
 
     def run(self, model: nn.Module, data: ImageSet, *, rng: torch.Generator) -> Outcome:
         """Alternate one pass for the perturbation and one for the weights."""
