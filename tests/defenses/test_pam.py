@@ -8,7 +8,9 @@ from ppr_core.data.images import to_float
 from ppr_core.defenses import BtiSam, Pam, selection
 from ppr_core.defenses.pam import path_gradient, probe
 from ppr_core.defenses.sources import TriggerSource
+from ppr_core.defenses.unlearning import triggered_first
 from ppr_core.errors import ConfigError, DataError
+from ppr_core.method import fork
 from ppr_core.metrics import clean_accuracy
 from ppr_core.runtime import session
 from ppr_core.training import Schedule, fit, make_optimizer, plain_gradient
@@ -101,6 +103,22 @@ def test_rho_zero_is_sgd_with_momentum_bit_for_bit(data):
         ):
             fit(model, data, BATCHES, rng=torch.Generator().manual_seed(0), gradient=gradient)
     assert same(plain.state_dict().values(), pam.state_dict().values())
+
+
+def test_the_call_with_rho_zero_is_sgd_on_the_same_batches_bit_for_bit(model, data, rng):
+    method = short(rho=0.0, rounds=1, tuning={"steps": 5, "batch_size": 16})
+    assert method.tuning.momentum == 0.1
+
+    def mix(images, labels):
+        return triggered_first(images, lambda pixels: 1 - pixels, 0.2), labels
+
+    with session(precision="fp32"):
+        got = method(model, data, rng=rng).model
+        fit(model, data, method.tuning, rng=fork(rng, "tune", 1), on_batch=mix)
+    assert same(got.state_dict().values(), model.state_dict().values())
+    with session(precision="fp32"):
+        other = method.replace(rho=0.5)(tiny_model(), data, rng=rng).model
+    assert not same(parameters_of(got), parameters_of(other))
 
 
 def test_the_first_step_is_the_same_for_any_rho(data):
