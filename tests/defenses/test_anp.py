@@ -130,6 +130,17 @@ def test_only_masks_are_learnt_and_they_stay_within_bounds(model, data, rng):
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
+def test_learning_masks_leaves_the_network_itself_alone(model, data, rng):
+    """Not by working on a copy: weights, statistics and modes of this very network stay."""
+    before, modes = snapshot(model), {m: m.training for m in model.modules()}
+    masks = Anp(schedule=SHORT).learn(model, data, rng=rng)
+    assert masks.values.min() < 1
+    after = snapshot(model)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert all(module.training == modes[module] for module in model.modules())
+    assert masks.noise is None
+
+
 def test_three_passes_a_step(model, data, rng):
     method = Anp(schedule=SHORT, select="fixed")
     cost = method(model, data, rng=rng).cost

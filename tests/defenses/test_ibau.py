@@ -65,6 +65,15 @@ def test_batch_norm_statistics_stay(iterations, model, data, rng):
     assert not torch.equal(model.linear.weight, outcome.linear.weight)
 
 
+def test_every_pass_is_in_eval_mode(model, data, rng):
+    modes = []
+    for module in model.modules():
+        module.register_forward_hook(lambda module, *_: modes.append(module.training))
+    IBau(schedule={"epochs": 1, "batch_size": 16}).run(model, data, rng=rng)
+    assert modes and not any(modes)
+    assert not any(module.training for module in model.modules())
+
+
 def test_the_iterations_matter(model, data, rng):
     def weights(iterations):
         schedule = {"epochs": 1, "batch_size": 16, "lr": 0.01}

@@ -126,6 +126,13 @@ def test_recovery_descends_the_weighted_loss_over_the_masks_alone(model, data, r
     )
 
 
+def test_recovery_trains_no_weight(model, data, rng):
+    before = snapshot(model)
+    masks = Rnp(**{**SHORT, "forgetting": {"epochs": 0}}).learn(model, data, rng=rng)
+    assert masks.values.min() < 1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 def test_thresholds_share_masks_and_settings_of_learning_do_not(rng):
     method = Rnp()
     assert method.preparation() == method.replace(tau=0.1, tau_grid=[0.5]).preparation()
