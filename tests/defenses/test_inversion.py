@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ppr_core.data.images import batches, to_float
-from ppr_core.defenses import Bti, BtiSam, Pam
+from ppr_core.defenses import Bti, BtiSam, Pam, decoupling, inversion
 from ppr_core.defenses.decoupling import (
     BestEpoch,
     Pass,
@@ -122,6 +122,28 @@ def test_decoupling_learns_one_mask_and_changes_the_copy_s_statistics_only(model
         assert torch.equal(parameter, after[name])
     assert not torch.equal(after["backbone.1.running_mean"], before["backbone.1.running_mean"])
     assert equal(before, state_of(model))
+
+
+@pytest.mark.parametrize("fill", [40.0, -40.0, 0.3])
+def test_the_loss_of_the_mask_by_hand(fill, model, data, monkeypatch):
+    """A mask of ones keeps all that predicts the label, and leaves the head nothing else."""
+    caught = {}
+    monkeypatch.setattr(decoupling, "fit", lambda *args, **named: caught.update(named))
+    frozen = clone(model).requires_grad_(False)
+    with session(precision="fp32"):
+        decoupled(frozen, data, ADAM, rng=seeded())
+        caught["parameters"][0].data.fill_(fill)
+        images = to_float(data.images)
+        got = caught["loss"](images, data.labels)
+        share = mask(torch.tensor(fill))
+        maps = frozen.features(images)
+        kept, gone = (frozen.head(part * maps) for part in (share, 1 - share))
+        expected = F.cross_entropy(kept, data.labels) - F.cross_entropy(gone, data.labels)
+        torch.testing.assert_close(got, expected)
+        if fill == 40:
+            whole, nothing = model(images), model.head(0 * maps)
+            limit = F.cross_entropy(whole, data.labels) - F.cross_entropy(nothing, data.labels)
+            torch.testing.assert_close(got, limit)
 
 
 def test_decoupling_parts_what_predicts_the_label_from_the_rest():
@@ -331,6 +353,24 @@ def test_later_rounds_ask_for_the_label(model, data, found):
     assert likely[3][3] > likely[1][3]
 
 
+@pytest.mark.parametrize("label", [None, 2])
+def test_beyond_a_bound_later_rounds_add_the_label_s_loss_and_nothing_else(
+    label, model, data, monkeypatch
+):
+    caught, net = {}, fresh(2, 3, seeded(), CPU)
+    monkeypatch.setattr(inversion, "fit", lambda *args, **named: caught.update(named))
+    state = {} if label is None else {"label": torch.tensor(label)}
+    method, frozen = SMALL.replace(norm_bound=0.0), clone(model).requires_grad_(False)
+    benign = torch.full((1, 1, 1, 1), 0.25)
+    method._generate(net, frozen, data, benign, state, make_optimizer(net.parameters(), ADAM), None)
+    images = frozen.normalise(to_float(data.images))
+    expected = F.mse_loss(net(images), images)
+    if label is not None:
+        answers = frozen.head(frozen.features_of(net(images)))
+        expected = expected + F.cross_entropy(answers, torch.full((48,), label))
+    torch.testing.assert_close(caught["loss"](to_float(data.images), data.labels), expected)
+
+
 def test_another_label_in_a_later_round_stops_the_defense(data, model, rng):
     careful = SMALL.replace(early_stop=True)
     first = careful.invert(rigged(model, 1), data, rng=seeded(), state={})
@@ -370,8 +410,10 @@ def test_exactly_so_many_images_of_a_batch_are_triggered(share, size, count):
 
 
 @pytest.mark.parametrize("cls", [Bti, BtiSam, Pam])
-def test_labels_stay_and_the_generator_stays(cls, model, data, found):
+def test_labels_stay_and_the_generator_stays(cls, model, data, found, monkeypatch):
     mixes, kept = [], {name: tensor.clone() for name, tensor in found.items()}
+    nets = []
+    monkeypatch.setattr(inversion, "fresh", lambda *args: nets.append(fresh(*args)) or nets[-1])
 
     class Noting(cls):
         def hooks(self, model, mix):
@@ -385,6 +427,9 @@ def test_labels_stay_and_the_generator_stays(cls, model, data, found):
     method = Noting(inversion=SMALL, tuning={"steps": 3, "batch_size": 16}, rounds=1)
     outcome = method(model, data, rng=seeded(), state=found)
     assert len(mixes) == 3
+    (net,) = nets
+    assert all(torch.equal(t, found[f"generator.{name}"]) for name, t in net.state_dict().items())
+    assert all(parameter.grad is None for parameter in net.parameters())
     reverse = SMALL.trigger(model, found, None)
     for images, labels, mixed, after in mixes:
         assert torch.equal(labels, after)
