@@ -31,6 +31,7 @@ def strongest(
     *,
     name: str,
     drop: float,
+    floor: float | None = None,
 ) -> tuple[Result, dict[str, Any]]:
     """Try settings in turn until one keeps the accuracy; the last one stands if none does.
 
@@ -41,6 +42,7 @@ def strongest(
         attempt: changes the model by one setting.
         name: of the setting.
         drop: accuracy that may be lost, percentage points.
+        floor: accuracy that must be kept, percent; if given, it replaces the drop.
 
     Returns:
         What the chosen attempt returned; and for the Outcome's info the setting, what those
@@ -50,7 +52,8 @@ def strongest(
         DataError: there are no validation images.
     """
     need_validation(validation, name, f"{name} and an empty {name}_grid")
-    floor = clean_accuracy(model, validation) - drop
+    if floor is None:
+        floor = clean_accuracy(model, validation) - drop
     start, warnings = snapshot(model), {}
     tried: dict[str, float | None] = {f"{setting:g}": None for setting in sorted(settings)}
     for setting in settings:

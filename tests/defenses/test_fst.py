@@ -68,6 +68,14 @@ def test_the_largest_alpha_that_keeps_the_accuracy_is_chosen(
         assert torch.equal(tensor, alone[name])
 
 
+def test_alpha_can_be_chosen_by_the_papers_floor(model, data, rng, monkeypatch):
+    accuracies = iter([91.0, 92.5])
+    monkeypatch.setattr(selection, "clean_accuracy", lambda *_: next(accuracies))
+    method = Fst(schedule={**SHORT, "steps": 1}, alpha_grid=[0.1, 2.0, 0.5], c_acc_floor=92.0)
+    info = method(model, data, rng=rng, validation=tiny_set(8)).info
+    assert (info["alpha"], info["val_c_acc_floor"]) == (0.5, 92.0)
+
+
 def test_a_grid_needs_images_to_choose_on(model, data, rng):
     with pytest.raises(DataError, match="expected validation images to choose alpha by"):
         Fst(alpha_grid=[0.1, 0.2])(model, data, rng=rng)

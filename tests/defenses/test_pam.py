@@ -351,6 +351,16 @@ def test_the_largest_rho_above_the_floor_is_chosen(cls, data, rng, monkeypatch):
     assert outcome.info["warnings"] == ["no rho of the grid kept validation accuracy above 79.50 %"]
 
 
+@pytest.mark.parametrize("cls", [Pam, BtiSam])
+def test_rho_can_be_chosen_by_the_papers_floor(cls, data, rng, monkeypatch):
+    accuracies = [91.0, 93.0]
+    monkeypatch.setattr(selection, "clean_accuracy", lambda *_: accuracies.pop(0))
+    method = short(cls, rho_grid=[0.1, 0.5, 0.9], c_acc_floor=92.0)
+    info = method(tiny_model().eval(), data, rng=rng, validation=tiny_set(16, seed=1)).info
+    assert (info["rho"], info["val_c_acc_floor"]) == (0.5, 92.0)
+    assert info["rho_tried"] == {"0.1": None, "0.5": 93.0, "0.9": 91.0}
+
+
 def test_choosing_rho_needs_validation_images(model, data, rng):
     method = short(rho_grid=[0.1, 0.5])
     for nothing in (None, data.subset(torch.arange(0))):

@@ -39,3 +39,13 @@ def test_without_held_out_images_nothing_is_tried(model):
     for nothing in (None, tiny_set(8).subset(torch.arange(0))):
         with pytest.raises(DataError, match="to choose dose by, got none.*an empty dose_grid"):
             strongest(model, nothing, [1.0], pytest.fail, name="dose", drop=2.0)
+
+
+def test_a_floor_given_replaces_the_drop(model, monkeypatch):
+    measured = iter([91.9, 92.0])  # of the attempts alone: the model's own does not matter
+    monkeypatch.setattr(selection, "clean_accuracy", lambda *_: next(measured))
+    attempts = {"name": "dose", "drop": 50.0, "floor": 92.0}
+    result, info = strongest(model, tiny_set(8), [3.0, 2.0, 1.0], str, **attempts)
+    assert (result, info["dose"]) == ("2.0", 2.0)
+    assert info["dose_tried"] == {"1": None, "2": 92.0, "3": 91.9}
+    assert info["val_c_acc_floor"] == 92.0
