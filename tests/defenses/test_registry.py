@@ -264,6 +264,69 @@ def test_the_signature_is_the_threat_model(name):
     )
 
 
+SGD = {"optimizer": "sgd", "lr": 0.01, "momentum": 0.9}
+ADAM = {"optimizer": "adam", "lr": 1e-4, "batch_size": 128, "decay": "constant"}
+STEPPING = {**SGD, "momentum": 0.1, "weight_decay": 0.0, "batch_size": 128, "decay": "constant"}
+PUBLISHED = {
+    "ep": {"share": 0.1, "schedule": {**SGD, "epochs": 20, "decay": "cosine", "batch_size": 128}},
+    "anp": {
+        "eps": 0.4,
+        "ascent_steps": 1,
+        "alpha": 0.2,
+        "tau_grid": [0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9],
+        "schedule": {**SGD, "steps": 2000, "batch_size": 256},
+    },
+    "ibau": {
+        "iterations": 5,
+        "inner_lr": 0.1,
+        "perturbation_lr": 10.0,
+        "penalty": 0.001,
+        "portion": 0.01,
+        "at_least_one": True,
+        "schedule": {**ADAM, "amsgrad": True, "epochs": 20, "batch_size": 256},
+    },
+    "ft_sam": {
+        "rho": 1.0,
+        "adaptive": True,
+        "smoothing": 0.1,
+        "schedule": {**SGD, "weight_decay": 5e-4, "epochs": 20, "batch_size": 256},
+    },
+    "fst": {
+        "alpha": 0.1,
+        "schedule": {**SGD, "weight_decay": 0.0, "epochs": 10, "decay": "cosine"},
+    },
+    "bti": {
+        "rounds": 5,
+        "reversed_share": 0.1,
+        "tuning": {**ADAM, "epochs": 30},
+        "inversion": {
+            "width": 32,
+            "norm_bound": 0.3,
+            "feat_bound": 3.0,
+            "pretrain": {**ADAM, "lr": 1e-3, "epochs": 50},
+            "decouple": {**ADAM, "lr": 0.01},
+            "generate": {**ADAM, "lr": 1e-3, "epochs": 30},
+        },
+    },
+    "bti_sam": {"rounds": 3, "reversed_share": 0.2, "tuning": {**STEPPING, "epochs": 30}},
+    "pam": {
+        "rho": 0.5,
+        "rounds": 3,
+        "reversed_share": 0.2,
+        "bn": "track_probe",
+        "clip_to_segment": False,
+        "per_layer_norm": False,
+        "tuning": {**STEPPING, "epochs": 30},
+    },
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_defaults_are_the_published_ones(name):
+    method = DEFENSES[name]()
+    assert method.replace(**PUBLISHED[name]) == method
+
+
 @pytest.mark.parametrize("name", DEFENSES)
 def test_it_tells_what_it_is(name):
     cls = DEFENSES[name]
