@@ -20,7 +20,9 @@ class Mesa(Unlearning):
     """
 
     source: ClassVar[str] = "Qiao et al. 2019, arXiv:1910.04749"
-    privileges: ClassVar[str] = "the patch's size; the target label is estimated"
+    privileges: ClassVar[str] = (
+        "the patch's size, its place with inversion.corner; the target label is estimated"
+    )
 
     inversion: SerializeAsAny[TriggerSource] = Field(
         PatchDistribution(), description="source of triggers; in a file its name and settings"
