@@ -36,7 +36,9 @@ class Unlearning(Defense):
     Subclasses say in `hooks` how they step.
     """
 
-    privileges: ClassVar[str] = "none; the target label is estimated"
+    privileges: ClassVar[str] = (
+        "none; the target label is estimated (inversion real: the trigger; mesa: the patch's size)"
+    )
 
     inversion: SerializeAsAny[TriggerSource] = Field(
         Inversion(), description="source of triggers; in a file its name and settings"
