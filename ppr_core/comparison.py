@@ -24,7 +24,7 @@ NOTE = f"""Study **{{name}}**: does a purified model keep a sleeping backdoor?
 
 Choose a saved view under **Views**, or filter the runs by `{CELLS}`: one run a cell (attack,
 defense, seed). `o_` is after the defense, `p_` after the retuning attack, `q_` under the
-query-based one; all in percent. Cells of several seeds stand under a run with their mean and spread."""
+query-based one; all in percent. Cells of several seeds stand under a run with mean and spread."""
 
 
 def log_cells(plan: Plan, store: Store) -> None:
@@ -49,10 +49,14 @@ def log_cells(plan: Plan, store: Store) -> None:
         for old in store.search(study, **tags):
             store.discard(old.info.run_id)
         run = store.start(
-            study, f"{attack} / {name}, mean of {len(made)}", tags={**tags, "key": key}
+            study,
+            f"{attack} / {name} (n={len(made)})",
+            tags={**tags, "key": key},
+            params=_about(group.iloc[0].drop("seed")),
+            dataset=plan.described,
         )
-        spread = group[LOGGED].std(ddof=1).dropna().add_suffix("_std")
-        store.log(run, metrics={**group[LOGGED].mean().dropna(), **spread})
+        figures = pd.concat([group[LOGGED].mean(), group[LOGGED].std(ddof=1).add_suffix("_std")])
+        store.log(run, metrics=figures.dropna().round(2).to_dict())
         store.adopt(run, made)
         store.finish(run)
 
@@ -71,7 +75,7 @@ def _log_cell(plan: Plan, store: Store, row: pd.Series) -> str:
         plan.study.name,
         name,
         tags={**tags, "attack": row["attack"], "defense": row["defense"]},
-        params={name: row[name] for name in ABOUT if pd.notna(row[name])},
+        params=_about(row),
         dataset=plan.described,
     )
     store.log(run, metrics=figures)
@@ -79,9 +83,16 @@ def _log_cell(plan: Plan, store: Store, row: pd.Series) -> str:
     return run
 
 
+def _about(row: pd.Series) -> dict[str, Any]:
+    """Return what a run is about; charts cut names after ten characters, so "pam 0.5" it is."""
+    short = row["label"].replace(" rho ", " ").removesuffix(" (oracle)")
+    return {**row.reindex(ABOUT).dropna(), "defense": short}
+
+
 def _chart(kind: str, **settings: Any) -> dict[str, Any]:
     """Return one chart as the UI describes it."""
     section = {"uuid": "ppr", "name": "Compare", "display": True, "isReordered": False}
+    section |= {"columns": 1, "cardHeight": 480}
     chart = {"uuid": "ppr-chart", "type": kind, "metricSectionId": "ppr", "runsCountToCompare": 100}
     chart |= {"deleted": False, "isGenerated": False, **settings}
     return {"compareRunCharts": [chart], "compareRunSections": [section]}

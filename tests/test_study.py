@@ -10,14 +10,12 @@ import pandas as pd
 import pytest
 import yaml
 
-from ppr_core import comparison, engine, results
+from ppr_core import engine, results
 from ppr_core.config import Study
 from ppr_core.errors import StoreError
 from ppr_core.plan import Plan
 from ppr_core.study import WORK, Lab
 from tests.conftest import TINY_STUDY
-
-FIGURES = results.FIGURES
 
 
 def computed(store, **overrides):
@@ -32,7 +30,7 @@ def test_a_study_runs_once_and_then_is_read(store, monkeypatch):
     rows = results.cells(plan, store)
     assert list(rows["defense"]) == ["none", "clean", "ft", "ep"]
     assert (rows["status"] == "done").all()
-    assert rows.set_index("defense").loc[["clean", "ft", "ep"], FIGURES].notna().all().all()
+    assert rows.set_index("defense").loc[["clean", "ft", "ep"], results.FIGURES].notna().all().all()
     assert rows.set_index("defense").loc["ep", "oracle"]
     for kind in WORK:
         monkeypatch.setitem(WORK, kind, None)  # calling it would fail
@@ -96,18 +94,6 @@ def test_a_failed_defense_stays_in_the_table(store, monkeypatch):
     assert "cannot serve this model" in rows.loc["ft", "status"]
     assert rows.loc["ep", "status"] == "done"
     assert "failed" in results.text_table(results.cells(plan, store))
-
-
-def test_cells_are_kept_once_with_what_a_person_compares(store):
-    plan, _ = computed(store)
-    comparison.log_cells(plan, store)
-    comparison.log_cells(plan, store)
-    runs = store.search("tiny", kind="cell")
-    assert len(runs) == 4
-    ft = next(run for run in runs if run.data.params["defense"] == "ft")
-    assert set(FIGURES) < set(ft.data.metrics)
-    assert len(ft.data.metrics) <= 12
-    assert len(ft.data.params) <= 12
 
 
 def test_seeds_are_averaged_with_their_spread():
