@@ -7,24 +7,22 @@ from torch import nn
 
 from ppr_core import connectivity
 from ppr_core.connectivity import Path, barrier, path, point, regress
-from ppr_core.data.images import ImageSet
+from ppr_core.data.images import ImageSet, to_float
 from ppr_core.errors import CheckpointError, ConfigError, DataError
 from ppr_core.metrics import evaluate, triggered
 from ppr_core.models import batch_norms
 from ppr_core.runtime import session
-from ppr_core.weights import snapshot
+from ppr_core.weights import recalibrate, snapshot
 from tests.conftest import tiny_model, tiny_set
 
 
 def trained_like(seed):
-    """A model whose running statistics are not the initial ones."""
-    model = tiny_model(seed=seed)
-    rng = torch.Generator().manual_seed(seed)
+    """A model whose running statistics are its data's, so that its answers vary."""
+    model, images = tiny_model(seed=seed).eval(), to_float(tiny_set(40, seed=seed).images)
+    recalibrate(model, lambda: model(images))
     for _, layer in batch_norms(model):
-        layer.running_mean.normal_(0, 0.2, generator=rng)
-        layer.running_var.uniform_(0.5, 2, generator=rng)
         layer.num_batches_tracked.fill_(seed)
-    return model.eval()
+    return model
 
 
 A, B = trained_like(1), trained_like(2)
@@ -53,6 +51,8 @@ def test_the_ends_are_the_end_points_own(together):
             own = evaluate(model, TEST, STAMPED)
             assert found.clean_error[index] == 100 - own["c_acc"]
             assert found.backdoor_error[index] == 100 - own["asr"]
+    for errors in (found.clean_error, found.backdoor_error):
+        assert errors[0] != errors[-1], "the test could not tell the ends apart"
 
 
 def test_twenty_one_points_by_default():
@@ -96,11 +96,25 @@ def test_memory_that_does_not_suffice_halves_the_pass(monkeypatch):
         line()
 
 
-def test_paths_are_symmetric_and_a_point_is_a_constant_path():
-    there, back = line(), line(ENDS, STARTS)
+@pytest.mark.parametrize("batch_norm", ["interpolate", "recalibrate"])
+def test_paths_are_symmetric(batch_norm):
+    options = {"batch_norm": batch_norm, "tune": tiny_set(24, seed=4)}
+    there, back = line(points=9, **options), line(ENDS, STARTS, points=9, **options)
     assert there.clean_error == pytest.approx(back.clean_error[::-1], abs=2.6)
     assert there.backdoor_error == pytest.approx(back.backdoor_error[::-1], abs=3.4)
     assert there.distance == pytest.approx(back.distance)
+    for errors in (there.clean_error, there.backdoor_error):
+        assert max(map(abs, np.subtract(errors, errors[::-1]))) > 3.4, "the test sees no direction"
+    with session(precision="fp32"):
+        for t in (0.1, 0.5, 0.75):
+            state = point(A, STARTS, ENDS, t, **options)
+            other = point(A, ENDS, STARTS, 1 - t, **options)
+            for name, tensor in state.items():
+                if tensor.is_floating_point():
+                    assert torch.allclose(tensor, other[name], atol=1e-5), name
+
+
+def test_a_point_is_a_constant_path():
     same = line(STARTS, STARTS)
     assert len(set(same.clean_error)) == len(set(same.backdoor_error)) == 1
     assert (same.distance, same.backdoor_barrier, same.clean_barrier) == (0, 0, 0)
@@ -134,14 +148,20 @@ def test_recalibration_takes_the_datas_mean_and_leaves_the_weights():
     with session(precision="fp32"):
         state = point(A, STARTS, ENDS, 0.4, batch_norm="recalibrate", tune=tune)
     assert all(torch.equal(plain[name], state[name]) for name in names)
-    moved = tiny_model().eval()
+    moved = tiny_model()
     moved.load_state_dict(state)
-    seen = []
-    _, first = next(iter(batch_norms(moved)))
-    first.register_forward_hook(lambda module, args, output: seen.append(args[0].detach()))
+    layers = [layer for _, layer in batch_norms(moved)]
+    means = [layer.running_mean.clone() for layer in layers]
+    seen = {}
+    for layer in layers:
+        layer.register_forward_hook(
+            lambda layer, args, output: seen.update({layer: args[0].mean((0, 2, 3))})
+        )
     with torch.no_grad():
-        moved(tune.images.float() / 255)
-    assert torch.allclose(first.running_mean, seen[0].mean((0, 2, 3)), atol=1e-5)
+        moved.train()(to_float(tune.images))  # one pass over all: each layer's own statistics
+    assert len(layers) > 3
+    for layer, mean in zip(layers, means, strict=True):
+        assert torch.allclose(mean, seen[layer], atol=1e-5)
     with pytest.raises(ConfigError, match="clean images to recalibrate on"):
         line(batch_norm="recalibrate")
 

@@ -1,10 +1,23 @@
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from ppr_core.connectivity import path, point
 from ppr_core.data.images import ImageSet
 from ppr_core.errors import DataError
-from ppr_core.metrics import attack_success_rate, clean_accuracy, evaluate, psnr, triggered
+from ppr_core.metrics import (
+    attack_success_rate,
+    clean_accuracy,
+    evaluate,
+    logits,
+    psnr,
+    triggered,
+)
+from ppr_core.reactivation.perturbation import success, sweep, transfer, within
+from ppr_core.weights import snapshot
 from tests.conftest import tiny_model, tiny_set
 
 
@@ -42,16 +55,54 @@ def test_batch_size_and_order_do_not_matter(model, data):
     assert attack_success_rate(model, stamped) == attack_success_rate(model, stamped.subset(order))
 
 
-def test_evaluation_leaves_modes_buffers_and_generators_alone(data):
+def shift(images, budgets):
+    return within(images, torch.ones_like(images), budgets.view(-1, 1, 1, 1, 1))
+
+
+EVALUATIONS = {
+    "logits": lambda model, data, stamped: logits(model, data.images),
+    "clean_accuracy": lambda model, data, stamped: clean_accuracy(model, data),
+    "attack_success_rate": lambda model, data, stamped: attack_success_rate(model, stamped),
+    "evaluate": evaluate,
+    "success": lambda model, data, stamped: success({"m": model}, stamped, shift, [0, 0.1]),
+    "sweep": lambda model, data, stamped: sweep({"m": model}, data, stamped, shift, [0, 0.1]),
+    "transfer": lambda model, data, stamped: transfer({"m": model}, {"other": shift}, stamped),
+    "path": lambda model, data, stamped: path(
+        model, snapshot(model), snapshot(tiny_model(seed=5)), test=data, stamped=stamped, points=3
+    ),
+    "point": lambda model, data, stamped: point(
+        model, snapshot(model), snapshot(model), 0.5, batch_norm="recalibrate", tune=data
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_every_evaluation_leaves_all_as_it_found_it(name, data):
     model = tiny_model().train()
-    model.backbone[1].eval()
-    modes = [module.training for module in model.modules()]
-    buffers = {name: b.clone() for name, b in model.named_buffers()}
-    state = torch.get_rng_state()
-    clean_accuracy(model, data)
-    assert [module.training for module in model.modules()] == modes
-    assert all(torch.equal(buffers[name], b) for name, b in model.named_buffers())
-    assert torch.equal(torch.get_rng_state(), state)
+    model.backbone[1].eval()  # mixed modes and flags are put back as they were
+    next(model.parameters()).requires_grad_(False)
+    stamped = triggered(data, lambda images: 255 - images, 0)
+
+    def found():
+        flags = [module.training for module in model.modules()]
+        flags += [p.requires_grad for p in model.parameters()]
+        tensors = [*snapshot(model).values(), data.images.clone(), stamped.images.clone()]
+        return flags, [*tensors, torch.get_rng_state()], random.getstate(), np.random.get_state()[1]
+
+    before = found()
+    EVALUATIONS[name](model, data, stamped)
+    after = found()
+    assert before[0] == after[0]
+    assert all(torch.equal(old, new) for old, new in zip(before[1], after[1], strict=True))
+    assert before[2] == after[2] and (before[3] == after[3]).all()
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_modes_come_back_after_an_error(model):
+    model.train()
+    with pytest.raises(RuntimeError):
+        logits(model, torch.zeros(2, 5, 16, 16, dtype=torch.uint8))
+    assert all(module.training for module in model.modules())
 
 
 def test_stamping_leaves_the_images_alone(data):

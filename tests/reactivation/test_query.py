@@ -51,10 +51,22 @@ def test_defaults_are_the_published_ones():
     assert (method.form, method.alpha, PAPER_ALPHAS) == ("code", 0.2, {"lc": 0.1})
 
 
-def test_no_gradient_reaches_the_three_models():
+@pytest.mark.parametrize(("form", "alpha"), [("code", 0.2), ("code", 0.0), ("paper", 0.2)])
+def test_no_gradient_reaches_the_three_models(form, alpha):
     models = [tiny_model(seed=seed).train() for seed in range(3)]
     before = [snapshot(model) for model in models]
-    outcome = run(FAST, *models)
+    asked = []
+
+    def check(model, args):
+        wanted = torch.is_grad_enabled() and any(p.requires_grad for p in model.parameters())
+        asked.append((wanted, any(module.training for module in model.modules())))
+
+    hooks = [model.register_forward_pre_hook(check) for model in models]
+    outcome = run(FAST.replace(form=form, alpha=alpha), *models)
+    for hook in hooks:
+        hook.remove()
+    assert len(asked) == 9 + 9 + 1, "each step asks two models; the retuned one answers once"
+    assert set(asked) == {(False, False)}, "weights wanted a gradient, or a model was in train mode"
     for model, saved in zip([*models, outcome.model], [*before, before[0]], strict=True):
         assert all(torch.equal(saved[name], t) for name, t in model.state_dict().items())
         assert all(p.grad is None and p.requires_grad for p in model.parameters())

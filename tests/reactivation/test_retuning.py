@@ -1,6 +1,9 @@
 import pytest
 import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from ppr_core.data.images import ImageSet
 from ppr_core.errors import DataError
 from ppr_core.reactivation import retuning
 from ppr_core.reactivation.retuning import Retuning
@@ -38,6 +41,16 @@ def test_size_and_share_of_poisons(monkeypatch, data):
     assert (schedule.crop, schedule.flip) == (0, False), "augmentation is drawn once, and frozen"
 
 
+def test_poisons_are_the_stored_pixels(monkeypatch, data):
+    """Images that any crop or flip would change come through as they are."""
+    pool = tiny_set(6, seed=7).with_labels(torch.zeros(6, dtype=torch.int64))
+    mixed, _ = mixture(monkeypatch, FAST.replace(schedule={"crop": 4}), data, pool)
+    stored = {image.numpy().tobytes() for image in pool.images}
+    kept = [image.numpy().tobytes() in stored for image in mixed.images]
+    assert sum(kept) == 3
+    assert (mixed.labels[torch.tensor(kept)] == 0).all()
+
+
 def test_clean_samples_are_augmented_once(monkeypatch, data):
     plain = FAST.replace(schedule={"crop": 0, "flip": False})
     moved, _ = mixture(monkeypatch, FAST, data, poisons())
@@ -59,10 +72,22 @@ def test_unfrozen_augments_in_every_epoch(monkeypatch, data):
     assert (schedule.crop, schedule.flip) == (1, True)
 
 
-def test_forty_steps_for_a_thousand_samples():
-    schedule = Retuning().schedule
-    assert schedule.total_steps(1000) == 40
-    assert (schedule.lr, schedule.momentum, schedule.weight_decay) == (0.01, 0.9, 0.0)
+def test_forty_steps_on_two_percent_of_fifty_thousand():
+    """As published: 1000 samples in all, batches of 128, five epochs at one rate."""
+    method = Retuning(schedule={"crop": 0, "flip": False})
+    images = torch.zeros(50_000, 3, 2, 2, dtype=torch.uint8)
+    data = ImageSet(images, torch.arange(50_000) % 4, ("a", "b", "c", "d"))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+    rates = []
+    hook = register_optimizer_step_post_hook(
+        lambda optimizer, *_: rates.append(float(optimizer.param_groups[0]["lr"]))
+    )
+    outcome = method(model, data, rng=torch.Generator().manual_seed(0), poisons=data)
+    hook.remove()
+    assert rates == pytest.approx([0.01] * 40)
+    assert outcome.info == {"samples": 1000, "poisoned": 5}
+    schedule = method.schedule
+    assert (schedule.momentum, schedule.weight_decay, schedule.batch_size) == (0.9, 0.0, 128)
 
 
 def test_the_model_is_left_alone_and_the_seed_decides(data):
