@@ -38,10 +38,21 @@ def _legend(axis: Axes) -> None:
     axis.legend(title="", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
 
 
-def _curves(axis: Axes, frame: pd.DataFrame, *, hue: str, legend: bool, **named: object) -> None:
-    """Draw lines told apart by colour and by marker; bands are the spread over seeds."""
+def _curves(
+    axis: Axes, frame: pd.DataFrame, *, hue: str, order: list[str], legend: bool, **named: object
+) -> None:
+    """Draw lines told apart by colour and by marker; bands are the spread over seeds.
+
+    The order is that of the whole figure: a line that one panel lacks shifts no colour there.
+    """
     marks = {"style": hue, "markers": True, "dashes": False, "errorbar": "sd"}
-    sns.lineplot(frame, hue=hue, ax=axis, legend=legend, **marks, **named)
+    orders = {"hue_order": order, "style_order": order}
+    sns.lineplot(frame, hue=hue, ax=axis, legend=legend, **orders, **marks, **named)
+
+
+def _names(column: pd.Series) -> list[str]:
+    """Return what a column names, in its order."""
+    return list(dict.fromkeys(column))
 
 
 def gallery(originals: Tensor, triggered: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
@@ -105,7 +116,7 @@ def _named(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _grouped_bars(rows: pd.DataFrame, shown: Mapping[str, str], palette: list[str]) -> Figure:
-    attacks = list(dict.fromkeys(rows["attack"]))
+    attacks = _names(rows["attack"])
     height = (0.1 + 0.16 * len(shown)) * rows["name"].nunique() + 1.4
     figure, axes = _figure(6.2 * len(attacks), height, ncols=len(attacks), sharey=True)
     for axis, attack in zip(axes[0], attacks, strict=True):
@@ -145,10 +156,11 @@ def budget_curves(points: pd.DataFrame) -> Figure:
     kinds = [("qra", "defense")]
     if points["perturbation"].nunique() > 1:
         kinds.append(("controls", "perturbation"))
-    attacks = list(dict.fromkeys(points["attack"]))
+    attacks = _names(points["attack"])
     size = {"nrows": len(kinds), "ncols": 2 * len(attacks), "sharex": True, "sharey": True}
     figure, axes = _figure(4.4 * 2 * len(attacks) + 1.6, 3.4 * len(kinds), **size)
     for row, (kind, hue) in zip(axes, kinds, strict=True):
+        order = _names(points[hue])
         for index, attack in enumerate(attacks):
             here = points[points["attack"] == attack]
             purified = ~here["defense"].isin([CLEAN_MODEL, "ep"])
@@ -156,7 +168,7 @@ def budget_curves(points: pd.DataFrame) -> Figure:
             for place, name in enumerate(("p_asr", "c_asr")):
                 axis = row[2 * index + place]
                 last = axis is row[-1]
-                _curves(axis, here, x="eps", y=name, hue=hue, legend=last)
+                _curves(axis, here, x="eps", y=name, hue=hue, order=order, legend=last)
                 what = "triggered" if name == "p_asr" else "clean"
                 mean = "" if kind == "qra" else "\nmean of the purified models"
                 axis.set(title=f"{attack}: {what} images{mean}", ylim=(-3, 103))
@@ -173,7 +185,7 @@ def transfer_bars(pairs: pd.DataFrame) -> Figure:
         pairs: `results.transfers` of a study.
     """
     pairs = pairs.assign(source=pairs["source"].str.replace("@", " rho "))
-    attacks = list(dict.fromkeys(pairs["attack"]))
+    attacks = _names(pairs["attack"])
     height = 0.4 * pairs["source"].nunique() + 1.4
     figure, axes = _figure(5.4 * len(attacks), height, ncols=len(attacks), sharey=True)
     for axis, attack in zip(axes[0], attacks, strict=True):
@@ -193,14 +205,14 @@ def path_curves(points: pd.DataFrame, figure_of: str = "backdoor_error") -> Figu
         points: `results.paths` of a study, of one start.
         figure_of: "backdoor_error" (100 - ASR) or "clean_error" (100 - C-Acc).
     """
-    attacks = list(dict.fromkeys(points["attack"]))
-    ways = list(dict.fromkeys(points["batch_norm"]))
+    attacks, ways = _names(points["attack"]), _names(points["batch_norm"])
+    lines = {"hue": "defense", "order": _names(points["defense"])}
     size = {"nrows": len(ways), "ncols": len(attacks), "sharex": True, "sharey": True}
     figure, axes = _figure(5.2 * len(attacks) + 1.8, 3.5 * len(ways), **size)
     for row, way in zip(axes, ways, strict=True):
         for axis, attack in zip(row, attacks, strict=True):
             here = points[(points["attack"] == attack) & (points["batch_norm"] == way)]
-            _curves(axis, here, x="t", y=figure_of, hue="defense", legend=axis is row[-1])
+            _curves(axis, here, x="t", y=figure_of, legend=axis is row[-1], **lines)
             axis.set(title=f"{attack}, batch norm: {way}", xlabel="position t on the path")
             axis.set_ylabel(f"{figure_of.replace('_', ' ')} (%)")
             if figure_of == "backdoor_error":
@@ -241,7 +253,8 @@ def retuning_curves(history: pd.DataFrame) -> Figure:
     Args:
         history: `results.histories(plan, store, "retuned")`; epoch 0 is before RA.
     """
-    attacks = list(dict.fromkeys(history["attack"]))
+    attacks = _names(history["attack"])
+    lines = {"hue": "defense", "order": _names(history["defense"])}
     size = {"ncols": len(attacks), "nrows": 2, "sharex": True, "sharey": "row"}
     figure, axes = _figure(5.6 * len(attacks) + 1.2, 6.4, **size)
     for column, attack in enumerate(attacks):
@@ -250,7 +263,7 @@ def retuning_curves(history: pd.DataFrame) -> Figure:
             axes[:, column], ("asr", "c_acc"), ("ASR", "C-Acc"), strict=True
         ):
             last = column == len(attacks) - 1 and name == "asr"
-            _curves(axis, here, x="epoch", y=name, hue="defense", legend=last)
+            _curves(axis, here, x="epoch", y=name, legend=last, **lines)
             axis.set(xlabel="epoch of retuning", ylabel=f"{title} (%)", title=attack)
             axis.set_ylim((-3, 103) if name == "asr" else None)
     _legend(axes[0][-1])
@@ -266,7 +279,7 @@ def rho_curves(rows: pd.DataFrame) -> Figure:
         rows: `results.cells` of a study with a rho grid.
     """
     grid = rows[(rows["defense"] == "pam") & (rows["status"] == "done")]
-    attacks = list(dict.fromkeys(grid["attack"]))
+    attacks = _names(grid["attack"])
     figure, axes = _figure(5.4 * len(attacks) + 1.4, 4.2, ncols=len(attacks), sharey=True)
     lines = {"o_c_acc": "C-Acc", "o_asr": "O-ASR", "p_asr": "P-ASR (after RA)"}
     for axis, attack in zip(axes[0], attacks, strict=True):
@@ -278,6 +291,7 @@ def rho_curves(rows: pd.DataFrame) -> Figure:
             x="rho",
             y="value",
             hue="figure",
+            order=list(lines.values()),
             palette=[CLEAN, BEFORE, AFTER],
             legend=axis is axes[0][-1],
         )
@@ -295,9 +309,10 @@ def training_curves(history: pd.DataFrame) -> Figure:
         history: `results.histories(plan, store, "backdoored")`.
     """
     figure, axes = _figure(11, 3.8, ncols=2)
+    lines = {"hue": "attack", "order": _names(history["attack"])}
     for axis, name, title in zip(axes[0], ("c_acc", "asr"), ("C-Acc", "ASR"), strict=True):
         last = name == "asr"
-        _curves(axis, history, x="epoch", y=name, hue="attack", legend=last)
+        _curves(axis, history, x="epoch", y=name, legend=last, **lines)
         axis.set(xlabel="epoch of training", ylabel=f"{title} (%)", ylim=(-3, 103))
     _legend(axes[0][1])
     figure.tight_layout()
