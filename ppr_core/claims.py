@@ -1,6 +1,6 @@
 """The 60 testable claims of the paper, each with the question that decides it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +12,7 @@ from ppr_core.evidence import (
     BASELINES,
     FAR,
     HIGH,
+    IMPLANTED,
     LITTLE,
     LOW,
     NEAR,
@@ -39,7 +40,7 @@ class Claim:
         number: as in the list of testable claims; sections A to E.
         text: the claim, in our words.
         needs: what a run has to measure before there is a verdict.
-        test: the question; None where no single study can answer it.
+        test: the question; None where no run can answer it.
     """
 
     number: int
@@ -128,15 +129,78 @@ def _higher_barrier(e: Evidence) -> Answer:
     return at_least(e.mean("barrier", "pam") - mean, 0, "PAM's barrier above the baselines' mean")
 
 
-def _in(name: str, test: Test) -> Test:
-    """Ask only of a study's cells on some data set, or at some rate."""
+def _small_rise(e: Evidence) -> Answer:
+    return at_most(e.mean("p_asr", "pam") - e.mean("o_asr", "pam"), 3.0, "rise")
+
+
+def _on_others(test: Test) -> Test:
+    """Ask on CIFAR-100 and on Tiny-ImageNet."""
 
     def asked(e: Evidence) -> Answer:
-        rows = e.cells
-        kept = rows[(rows["dataset"] == name) | (rows["poison_rate"].astype(str) == name)]
-        return test(Evidence(kept)) if len(kept) else None
+        found = {name: test(e.at(dataset=name)) for name in ("cifar100", "tiny_imagenet")}
+        return all_of(*(a and (a[0], f"{name}: {a[1]}") for name, a in found.items()))
 
     return asked
+
+
+def _varied(settings: Iterable[tuple], *places: int) -> bool:
+    """Tell whether there are settings of two data sets (0), models (1), or rates (2)."""
+    return all(len({setting[place] for setting in settings}) > 1 for place in places)
+
+
+def _same_everywhere(e: Evidence) -> Answer:
+    rises: dict[str, dict[tuple, float]] = {}
+    for setting, here in e.settings().items():
+        for name, after in here.each("p_asr", purified=True).items():
+            rise = after - here.mean("o_asr", name, purified=True)
+            rises.setdefault(name, {})[setting] = rise
+    if not _varied({setting for found in rises.values() for setting in found}, 0, 1, 2):
+        return None
+    several = {name: list(found.values()) for name, found in rises.items() if len(found) > 1}
+    ranges = {name: max(found) - min(found) for name, found in several.items()}
+    return every(ranges, lambda v: v <= FAR, "range of the rise")
+
+
+def _query_everywhere(e: Evidence) -> Answer:
+    found = {s: _column(here, "q_p_asr", BASELINES) for s, here in e.settings().items()}
+    found = {setting: value for setting, value in found.items() if value == value}
+    if not _varied(found, 1, 2):
+        return None
+    named = {f"{dataset} {model} {rate:g}": v for (dataset, model, rate), v in found.items()}
+    return every(named, lambda v: v >= HIGH, "P-ASR")
+
+
+def _most_fail(e: Evidence) -> Answer:
+    found = e.each("o_asr")
+    if len(found) < 2:
+        return None
+    left = sum(value > PURIFIED_BELOW for value in found.values())
+    text = f"{left} of {len(found)} baselines leave an O-ASR above {PURIFIED_BELOW:g}"
+    return left > len(found) / 2, text
+
+
+def _most_fail_below_one_percent(e: Evidence) -> Answer:
+    rates = e.at().cells["poison_rate"].unique()
+    return _most_fail(e.at(poison_rate=[rate for rate in rates if rate < 0.01]))
+
+
+def _pretrained_gain(e: Evidence) -> Answer:
+    scratch = e.at(model=["resnet18", "resnet18_imagenet from scratch"])
+    gain = e.at(model="resnet18_imagenet").mean("o_c_acc", "clean")
+    return at_least(gain - scratch.mean("o_c_acc", "clean"), NEAR, "C-Acc gained")
+
+
+def _ten_samples(e: Evidence) -> Answer:
+    ten = e.at(attack="badnet", ra_poisons=10)
+    return at_least(ten.mean("p_asr", "clean") - ten.mean("o_asr", "clean"), FAR, "rise")
+
+
+def _dashes(e: Evidence) -> Answer:
+    dense, rare = e.at(model="densenet161", attack="badnet"), e.at(poison_rate=0.01)
+    return all_of(
+        at_least(dense.mean("o_asr", "anp"), PURIFIED_BELOW, "O-ASR of ANP"),
+        at_least(rare.at(attack="blended").mean("o_asr", "ft_sam"), PURIFIED_BELOW, "of FT-SAM"),
+    )
 
 
 def _quick(e: Evidence) -> Answer:
@@ -161,10 +225,11 @@ def _controls(e: Evidence) -> Answer:
 
 def _best_of_baselines(e: Evidence) -> Answer:
     found = e.each("o_asr")
-    if not {"anp", "fst"} <= set(found):
+    if not {"anp", "fst"} < set(found):
         return None
-    lowest = sorted(found, key=found.get)[:2]
-    return set(lowest) == {"anp", "fst"}, f"lowest O-ASR: {', '.join(lowest)}"
+    ranked = sorted(found, key=found.get)
+    text = ", ".join(f"{name} {found[name]:.1f}" for name in ranked)
+    return set(ranked[:2]) == {"anp", "fst"}, f"O-ASR: {text}"
 
 
 def _column(e: Evidence, column: str, who: str | Sequence[str]) -> float:
@@ -223,7 +288,12 @@ CLAIMS = [
         FIVE,
         lambda e: every(e.each("p_asr", purified=True), lambda v: v >= HIGH, "P-ASR"),
     ),
-    Claim(2, "RA's effect is the same across data sets, models and rates", "studies of several"),
+    Claim(
+        2,
+        "RA's effect is the same across data sets, models and rates",
+        "studies of at least two of each, with two of the baselines",
+        _same_everywhere,
+    ),
     Claim(
         3,
         "ANP and FST come back to about 82 and 85 % ASR",
@@ -259,7 +329,8 @@ CLAIMS = [
     Claim(
         10,
         "Ten BadNet samples would wake a clean model, too",
-        "a study of BadNet with retuning.poisoned: 10",
+        "a study of BadNet with retuning.poisoned: 10, and the clean control",
+        _ten_samples,
     ),
     Claim(11, "RA needs a few epochs only", FIVE, _quick),
     Claim(
@@ -277,11 +348,38 @@ CLAIMS = [
         "bti and ep through RA",
         lambda e: at_least(_gap(e, "p_asr", "bti", "ep"), FAR, "P-ASR of BTI above EP's"),
     ),
-    Claim(14, "At 1 % most defenses fail against LC", "a study of LC at 1 %"),
-    Claim(15, "LC does not implant on CIFAR-100 and Tiny-ImageNet", "studies of LC on both"),
-    Claim(16, "ANP fails on DenseNet-161 (BadNet), FT-SAM on Blended at 1 %", "both studies"),
-    Claim(17, "Most methods fail below a rate of 1 %", "a study below 1 %"),
-    Claim(18, "Training CIFAR-100 and Tiny-ImageNet from scratch costs C-Acc", "both trainings"),
+    Claim(
+        14,
+        "At 1 % most defenses fail against LC",
+        "a study of LC at 1 %, with two of the baselines",
+        lambda e: _most_fail(e.at(attack="lc", poison_rate=0.01)),
+    ),
+    Claim(
+        15,
+        "LC does not implant on CIFAR-100 and Tiny-ImageNet",
+        "studies of LC on both",
+        _on_others(
+            lambda e: at_most(e.at(attack="lc").mean("o_asr", "none"), IMPLANTED, "ASR of LC")
+        ),
+    ),
+    Claim(
+        16,
+        "ANP fails on DenseNet-161 (BadNet), FT-SAM on Blended at 1 %",
+        "studies of both",
+        _dashes,
+    ),
+    Claim(
+        17,
+        "Most methods fail below a rate of 1 %",
+        "a study below 1 %, with two of the baselines",
+        _most_fail_below_one_percent,
+    ),
+    Claim(
+        18,
+        "Training CIFAR-100 and Tiny-ImageNet from scratch costs C-Acc",
+        "studies of resnet18_imagenet on both, pretrained and not, with the clean control",
+        _on_others(_pretrained_gain),
+    ),
     Claim(19, "BTI's unlearning purifies better than its other variant", "BTI's other variant"),
     # B. Query-based reactivation
     Claim(
@@ -337,7 +435,12 @@ CLAIMS = [
             "P-ASR on the others",
         ),
     ),
-    Claim(27, "QRA works at other rates and on other models", "studies of these"),
+    Claim(
+        27,
+        "QRA works at other rates and on other models",
+        "studies of two rates and two models, with the measure query",
+        _query_everywhere,
+    ),
     Claim(28, "QRA needs queries only", TEXT),
     # C. Linear mode connectivity
     Claim(29, "Every purified model lies behind a barrier", PATH, _barriers),
@@ -354,13 +457,16 @@ CLAIMS = [
     ),
     Claim(36, "PAM's barrier is above the baselines'", PATH, _higher_barrier),
     Claim(
-        37, "So it is at 1 %", "a study at 1 %, with the measure path", _in("0.01", _higher_barrier)
+        37,
+        "So it is at 1 %",
+        "a study at 1 %, with the measure path",
+        lambda e: _higher_barrier(e.at(poison_rate=0.01)),
     ),
     Claim(
         38,
         "So it is on CIFAR-100 and Tiny-ImageNet",
-        "these studies, with the measure path",
-        _in("cifar100", _higher_barrier),
+        "studies of both, with the measure path",
+        _on_others(_higher_barrier),
     ),
     Claim(
         39,
@@ -398,28 +504,18 @@ CLAIMS = [
         PAM,
         lambda e: at_most(_gap(e, "o_c_acc", "none", "pam"), 2.0 + 1.0, "C-Acc lost"),
     ),
-    Claim(
-        46,
-        "PAM's ASR rises by less than 3 points under RA",
-        PAM,
-        lambda e: at_most(e.mean("p_asr", "pam") - e.mean("o_asr", "pam"), 3.0, "rise"),
-    ),
+    Claim(46, "PAM's ASR rises by less than 3 points under RA", PAM, _small_rise),
     Claim(
         47,
         "So it is at 1 %",
-        "a study at 1 %",
-        _in(
-            "0.01", lambda e: at_most(e.mean("p_asr", "pam") - e.mean("o_asr", "pam"), 3.0, "rise")
-        ),
+        "a study of PAM at 1 %",
+        lambda e: _small_rise(e.at(poison_rate=0.01)),
     ),
     Claim(
         48,
         "So it is on CIFAR-100 and Tiny-ImageNet",
-        "these studies",
-        _in(
-            "cifar100",
-            lambda e: at_most(e.mean("p_asr", "pam") - e.mean("o_asr", "pam"), 3.0, "rise"),
-        ),
+        "studies of PAM on both",
+        _on_others(_small_rise),
     ),
     Claim(
         49,
@@ -464,7 +560,7 @@ CLAIMS = [
         59,
         "The attacks implant",
         "a backdoored model",
-        lambda e: at_least(e.mean("o_asr", "none"), 90.0, "ASR"),
+        lambda e: at_least(e.mean("o_asr", "none"), IMPLANTED, "ASR"),
     ),
     Claim(
         60,
@@ -475,26 +571,34 @@ CLAIMS = [
 ]
 
 
-def gather(plan: Plan, store: Store) -> Evidence:
-    """Read what a study's runs say from the store."""
+def gather(plan: Plan, store: Store, further: Sequence[Plan] = ()) -> Evidence:
+    """Read what a study's runs say from the store.
+
+    Args:
+        plan: of the study that decides.
+        store: that holds the runs.
+        further: other studies, for the claims that span several data sets, models or rates.
+    """
     return Evidence(
         results.cells(plan, store),
         results.queries(plan, store),
         results.transfers(plan, store),
         results.paths(plan, store),
         results.histories(plan, store, "retuned"),
+        pd.concat([pd.DataFrame(), *(results.cells(other, store) for other in further)]),
     )
 
 
 def scoreboard(evidence: Evidence) -> list[Verdict]:
     """Return a verdict on each of the paper's claims, by number."""
-    verdicts = []
-    for claim in CLAIMS:
-        answer = claim.test(evidence) if claim.test and len(evidence.cells) else None
-        verdict = "not tested" if answer is None else "holds" if answer[0] else "fails"
-        ours = answer[1] if answer else ""
-        verdicts.append(Verdict(claim.number, claim.text, verdict, ours, claim.needs))
-    return verdicts
+    return [judge(claim, evidence) for claim in CLAIMS]
+
+
+def judge(claim: Claim, evidence: Evidence) -> Verdict:
+    """Return what the evidence says of one claim."""
+    answer = claim.test(evidence) if claim.test and len(evidence.cells) else None
+    verdict = "not tested" if answer is None else "holds" if answer[0] else "fails"
+    return Verdict(claim.number, claim.text, verdict, answer[1] if answer else "", claim.needs)
 
 
 def board(verdicts: Sequence[Verdict]) -> pd.DataFrame:
@@ -509,9 +613,11 @@ def board(verdicts: Sequence[Verdict]) -> pd.DataFrame:
 
 
 def text(verdicts: Sequence[Verdict]) -> str:
-    """Return the scoreboard as text: what was tested line by line, the rest as a count."""
-    tested = [v for v in verdicts if v.verdict != "not tested"]
-    lines = [f"{v.verdict:6s} {v.number:3d}. {v.claim}: {v.ours}" for v in tested]
+    """Return the scoreboard as text, a claim a line: what was tested first, then what it takes."""
+    ranked = sorted(verdicts, key=lambda v: v.verdict == "not tested")
+    lines = [
+        f"{v.verdict:10s} {v.number:3d}. {v.claim}: {v.ours or f'needs {v.needs}'}" for v in ranked
+    ]
     return "\n".join([*lines, tally(verdicts)])
 
 

@@ -75,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     report = add("report", _report, "print a study's table, or write its HTML report")
     _study_arguments(report)
     report.add_argument("--format", choices=("text", "csv", "markdown", "html"), default="text")
+    text = "a further study, for the claims that span several data sets, models or rates"
+    report.add_argument("--also", action="append", default=[], metavar="FILE", help=text)
     for name, run_server, text in (
         ("ui", _ui, "open the MLflow UI on 127.0.0.1"),
         ("lab", _lab, "open JupyterLab on 127.0.0.1"),
@@ -375,11 +377,14 @@ def _print_columns(table: Any) -> None:
 
 def _report(arguments: argparse.Namespace) -> int:
     from ppr_core import claims, report, results
+    from ppr_core.config import Study
+    from ppr_core.plan import Plan
     from ppr_core.tracking import Store
 
     plan, store = _plan(arguments), Store()
+    further = [Plan(Study.load(file)) for file in arguments.also]
     if arguments.format == "html":
-        print(report.write(plan, store))
+        print(report.write(plan, store, further))
         return 0
     rows = results.cells(plan, store)
     if arguments.format == "csv":
@@ -388,7 +393,7 @@ def _report(arguments: argparse.Namespace) -> int:
         table = results.markdown_table if arguments.format == "markdown" else results.text_table
         print(table(rows))
         if arguments.format == "text":
-            verdicts = claims.scoreboard(claims.gather(plan, store))
+            verdicts = claims.scoreboard(claims.gather(plan, store, further))
             print("\n" + claims.text(verdicts))
     return 0
 

@@ -15,19 +15,38 @@ NEAR = 5.0  # difference up to which two methods count as comparable
 FAR = 20.0  # difference from which they count as apart
 LITTLE = 2.0  # clean accuracy or error that counts as unchanged
 AWAY = 80.0  # backdoor error that counts as high
+IMPLANTED = 90.0  # ASR from which an attack counts as implanted
 
 BASELINES = ["anp", "ibau", "ft_sam", "fst", "bti"]
+SETTING = ["dataset", "model", "poison_rate"]
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a study's runs say, as the frames of `results`; empty where nothing was measured."""
+    """What a study's runs say, as the frames of `results`; empty where nothing was measured.
+
+    `further` has the cells of other studies, for the claims that span several (`at`, `settings`).
+    """
 
     cells: pd.DataFrame
     queries: pd.DataFrame = field(default_factory=pd.DataFrame)
     transfers: pd.DataFrame = field(default_factory=pd.DataFrame)
     paths: pd.DataFrame = field(default_factory=pd.DataFrame)
     histories: pd.DataFrame = field(default_factory=pd.DataFrame)
+    further: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    def at(self, **values: object) -> "Evidence":
+        """Return the cells, of all studies, that have these values (or one of a list of them)."""
+        rows = pd.concat([self.cells, self.further], ignore_index=True)
+        for column, value in values.items():
+            rows = rows[rows[column].isin(value if isinstance(value, list) else [value])]
+        return Evidence(rows)
+
+    def settings(self) -> dict[tuple[str, str, float], "Evidence"]:
+        """Return the cells of all studies by data set, model and poisoning rate."""
+        rows = self.at().cells
+        grouped = rows[rows["attack"] != "none"].groupby(SETTING, sort=False)
+        return {setting: Evidence(part) for setting, part in grouped}
 
     def mean(self, column: str, who: str | Sequence[str], *, purified: bool = False) -> float:
         """Return a column's mean over attacks and seeds; nan where nothing was measured.
@@ -42,8 +61,9 @@ class Evidence:
         rows = rows[rows["defense"].isin(names) & (rows["attack"] != "none")]
         if purified:
             rows = rows[rows["o_asr"].astype(float) <= PURIFIED_BELOW]
-        if names == ["pam"]:  # a study's PAM is the one with its largest rho
-            rows = rows[rows["rho"] == rows["rho"].max()]
+        if names == ["pam"]:  # a setting's PAM is the one with its largest rho
+            rho = rows["rho"].astype(float)
+            rows = rows[rho == rho.groupby([rows[name] for name in SETTING]).transform("max")]
         return float(rows[column].astype(float).mean())
 
     def each(self, column: str, *, purified: bool = False) -> dict[str, float]:

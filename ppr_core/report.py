@@ -2,6 +2,7 @@
 
 import base64
 import platform
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,13 +18,18 @@ from ppr_core.tracking import Store, commit
 TEMPLATE = "report.html.j2"
 
 
-def write(plan: Plan, store: Store) -> Path:
+def write(plan: Plan, store: Store, further: Sequence[Plan] = ()) -> Path:
     """Write a study's report into the store's folder, and log it to MLflow.
+
+    Args:
+        plan: of the study.
+        store: that holds its runs.
+        further: other studies, for the claims that span several (`claims.gather`).
 
     Returns:
         The path of the HTML file, which needs nothing beside itself.
     """
-    evidence = claims.gather(plan, store)
+    evidence = claims.gather(plan, store, further)
     rows, verdicts = evidence.cells, claims.scoreboard(evidence)
     environment = Environment(
         loader=PackageLoader("ppr_core", ""),

@@ -33,6 +33,7 @@ COLUMNS = [
     "defense",
     "seed",
     "rho",
+    "ra_poisons",
     "o_c_acc",
     "o_asr",
     "p_c_acc",
@@ -54,7 +55,8 @@ def cells(plan: Plan, store: Store) -> pd.DataFrame:
 
     Figures are percent; o_ is after the defense, p_ after the retuning attack, q_ under QRA. A cell
     that failed or was never computed stays in the table, without figures, and says so in `status`.
-    Rows of the attack "none" are defenses of the never-poisoned model.
+    Rows of the attack "none" are defenses of the never-poisoned model. `ra_poisons` is the number
+    of poisoned samples that RA took.
     """
     rows = [_row(plan, store, *cell) for cell in plan.cells()]
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -63,14 +65,16 @@ def cells(plan: Plan, store: Store) -> pd.DataFrame:
 def _row(plan: Plan, store: Store, attack: str, defense: str, seed: int) -> dict[str, Any]:
     method = plan.defenses.get(defense)
     rho = method.rho if isinstance(method, Pam) else None
+    pretrained = getattr(plan.model, "pretrained", True)  # where there is no choice: as ever
     row: dict[str, Any] = {
         "dataset": plan.study.dataset["name"],
-        "model": plan.study.model["name"],
+        "model": plan.study.model["name"] + ("" if pretrained else " from scratch"),
         "poison_rate": 0.0 if attack == NO_ATTACK else plan.attacks[attack].poison_rate,
         "attack": attack,
         "defense": "pam" if defense.startswith(GRID) else defense,
         "seed": seed,
         "rho": rho,
+        "ra_poisons": None if attack == NO_ATTACK else plan.retuning[attack].poisoned,
         "oracle": bool(method and method.oracle),
         "privileges": method.privileges if method else "",
     }

@@ -5,12 +5,14 @@ import socket
 import pytest
 import yaml
 
-from ppr_core import cli
+from ppr_core import claims, cli
 from ppr_core.attacks import ATTACKS
 from ppr_core.cli import main
+from ppr_core.config import Study
 from ppr_core.data import DATASETS
 from ppr_core.defenses import DEFENSES
 from ppr_core.models import MODELS
+from ppr_core.plan import Plan
 from tests.conftest import TINY_STUDY
 
 
@@ -82,6 +84,23 @@ def test_report_as_csv_has_a_row_a_cell(study_file, capsys, store):
     assert set(wanted.split(",")) <= set(rows[0])
     assert [row["defense"] for row in rows] == ["none", "clean", "ep", "ft"]
     assert {row["status"] for row in rows} == {"not run"}
+
+
+def test_report_takes_further_studies_for_the_claims(study_file, tmp_path, capsys, store):
+    rare = tmp_path / "rare.yaml"
+    rare.write_text(yaml.safe_dump({**TINY_STUDY, "name": "rare", "poison_rate": 0.01}))
+    assert main(["report", study_file, "--also", str(rare)]) == 0
+    out = capsys.readouterr().out
+    assert "0 hold, 0 fail, 60 not tested" in out
+    assert "47. So it is at 1 %: needs a study of PAM at 1 %" in out
+    plans = [Plan(Study.load(path)) for path in (study_file, rare)]
+    evidence = claims.gather(plans[0], store, plans[1:])
+    assert set(evidence.cells["poison_rate"]) == {0.1}
+    assert set(evidence.further["poison_rate"]) == {0.01}
+    assert [setting[2] for setting in evidence.settings()] == [0.1, 0.01]
+    assert set(evidence.further["ra_poisons"]) == {3}
+    assert main(["report", study_file, "--also", "none.yaml"]) == 2
+    assert "no such file" in capsys.readouterr().err
 
 
 def test_dry_run_lists_the_stages(study_file, capsys, store):

@@ -39,6 +39,16 @@ def test_a_study_runs_once_and_then_is_read(store, monkeypatch):
     pd.testing.assert_frame_equal(rows, again)
 
 
+def test_rows_name_ras_poisons_and_a_model_trained_from_scratch(store):
+    names = {}
+    for pretrained in (True, False):
+        model = {"name": "resnet18_imagenet", "pretrained": pretrained}
+        rows = results.cells(Plan(Study(**{**TINY_STUDY, "model": model})), store)
+        assert set(rows["ra_poisons"]) == {3}
+        [names[pretrained]] = set(rows["model"])
+    assert names == {True: "resnet18_imagenet", False: "resnet18_imagenet from scratch"}
+
+
 def test_ra_starts_from_the_purified_model(store):
     plan, _ = computed(store)
     lab = Lab(store)
