@@ -244,6 +244,11 @@ PATH = "the measure path"
 QRA = "the measure query"
 
 
+def _of_several(test: Test) -> Test:
+    """Ask only where at least two of the baselines went through RA: one speaks for no other."""
+    return lambda e: test(e) if len(e.each("p_asr")) > 1 else None
+
+
 def _on_grid(column: str, by: float, what: str) -> Test:
     return lambda e: falls(e.along_rho(column), by, what) if column in e.cells else None
 
@@ -322,8 +327,10 @@ CLAIMS = [
         9,
         "Clean samples keep C-Acc during RA",
         FIVE,
-        lambda e: at_least(
-            e.mean("p_c_acc", BASELINES) - e.mean("o_c_acc", BASELINES), -LITTLE, "C-Acc change"
+        _of_several(
+            lambda e: at_least(
+                e.mean("p_c_acc", BASELINES) - e.mean("o_c_acc", BASELINES), -LITTLE, "C-Acc change"
+            )
         ),
     ),
     Claim(
@@ -332,14 +339,16 @@ CLAIMS = [
         "a study of BadNet with retuning.poisoned: 10, and the clean control",
         _ten_samples,
     ),
-    Claim(11, "RA needs a few epochs only", FIVE, _quick),
+    Claim(11, "RA needs a few epochs only", FIVE, _of_several(_quick)),
     Claim(
         12,
         "A low ASR does not mean that the backdoor is gone",
         FIVE,
-        lambda e: all_of(
-            at_most(e.mean("o_asr", BASELINES, purified=True), PURIFIED_BELOW, "O-ASR"),
-            at_least(e.mean("p_asr", BASELINES, purified=True), HIGH, "P-ASR"),
+        _of_several(
+            lambda e: all_of(
+                at_most(e.mean("o_asr", BASELINES, purified=True), PURIFIED_BELOW, "O-ASR"),
+                at_least(e.mean("p_asr", BASELINES, purified=True), HIGH, "P-ASR"),
+            )
         ),
     ),
     Claim(
@@ -494,7 +503,12 @@ CLAIMS = [
         "PAM and ep through RA",
         lambda e: at_most(_gap(e, "p_asr", "pam", "ep"), NEAR, "P-ASR of PAM above EP's"),
     ),
-    Claim(43, "PAM is far more robust than the baselines", FIVE + ", and PAM", _above_baselines),
+    Claim(
+        43,
+        "PAM is far more robust than the baselines",
+        FIVE + ", and PAM",
+        _of_several(_above_baselines),
+    ),
     Claim(
         44, "PAM's O-ASR is below 2 %", PAM, lambda e: at_most(e.mean("o_asr", "pam"), 2.0, "O-ASR")
     ),
@@ -521,7 +535,9 @@ CLAIMS = [
         49,
         "PAM keeps a good C-Acc among the baselines",
         FIVE + ", and PAM",
-        lambda e: at_least(_gap_to_baselines(e), -LITTLE, "C-Acc above the baselines' mean"),
+        _of_several(
+            lambda e: at_least(_gap_to_baselines(e), -LITTLE, "C-Acc above the baselines' mean")
+        ),
     ),
     Claim(50, "Inverted triggers alone do not hold; the path step does", GRID + " from 0", _proxy),
     Claim(

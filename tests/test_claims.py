@@ -238,7 +238,9 @@ SHORT = {
     1: of(bti=90.0),
     2: everywhere(90, 95, 85),  # one data set
     4: of(anp={"o_asr": 1.0}, fst={"o_asr": 1.5}),  # none to be better than
+    **dict.fromkeys((9, 12, 60), of(bti=90.0)),
     10: of(clean=60.0),  # five samples
+    11: Evidence(cells(bti=90.0), histories=retuned(2, 60, 85, 90).histories),
     13: of(bti=80.0),
     15: spanning(cells(at={"dataset": "cifar100", "attack": "lc"}, none={"o_asr": 60.0})),
     16: spanning(cells(at={"model": "densenet161"}, anp={"o_asr": 60.0})),
@@ -249,6 +251,7 @@ SHORT = {
     32: along(line(EARLY, BASELINES)),
     38: spanning(cells(at={"dataset": "cifar100"}, **BARRIERS)),
     42: of(pam=PAM),
+    **dict.fromkeys((43, 49), of(bti=90.0, pam=PAM)),
     47: of(pam=PAM),
     50: Evidence(grid(p_asr=[95, 40, 3]).cells.iloc[1:]),
     53: Evidence(grid(p_asr=[95, 40, 3]).cells.iloc[:1]),
