@@ -4,7 +4,9 @@ from importlib import resources
 
 import pandas as pd
 
-NAMES = {"ftsam": "ft_sam"}  # the paper's names that are not ours
+# The paper's names that are not ours.
+NAMES = {"ftsam": "ft_sam", "attack": "none", "tiny": "tiny_imagenet"}
+PRETRAINED = {"cifar100", "tiny_imagenet"}  # trained from ImageNet's weights, source: sec. B.1
 COLUMNS = {
     ("O-Backdoor", "C-Acc"): "o_c_acc",
     ("O-Backdoor", "ASR"): "o_asr",
@@ -24,7 +26,9 @@ def numbers() -> pd.DataFrame:
     """
     with resources.files("ppr_core").joinpath("paper.csv").open() as file:
         table = pd.read_csv(file)
-    table["defense"] = table["method"].replace({**NAMES, "attack": "none"})
+    table["defense"] = table["method"].replace(NAMES)
+    table["dataset"] = table["dataset"].replace(NAMES)
+    table.loc[table["dataset"].isin(PRETRAINED), "model"] += "_imagenet"
     pairs = zip(table["mode"], table["metric"], strict=True)
     table["figure"] = [COLUMNS[pair] for pair in pairs]
     table = table[table["attack"] != "avg"].dropna(subset="value")

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from ppr_core import claims
+from ppr_core import claims, paper
 from ppr_core.claims import CLAIMS, TEXT, board, judge, scoreboard, tally
 from ppr_core.evidence import BASELINES, Evidence
 
@@ -314,6 +314,28 @@ def test_the_text_lists_all_claims_the_tested_ones_first():
     assert lines[1].split()[:2] == ["fails", "6."]
     assert lines[2].startswith("not tested   1. RA wakes every purified model: needs at least two")
     assert lines[-1].endswith("1 hold, 1 fail, 58 not tested")
+
+
+def test_the_papers_own_numbers_get_the_verdicts_that_its_tables_give():
+    """Some of the paper's claims fail on the paper's own tables, as a count by hand shows."""
+    table = paper.numbers()
+    table = table[table["table"].between(3, 9)]
+    rows = table.pivot_table(index=["table", *paper.MEANINGS], columns="figure", values="paper")
+    rows = rows.reset_index().assign(status="done", seed=0, rho=0.9, ra_poisons=5)
+    evidence = spanning(rows[rows["table"] == 3], rows[rows["table"] != 3])
+    found = {v.number: v for v in scoreboard(evidence)}
+    assert {number for number, v in found.items() if v.verdict == "fails"} == {2, 41, 44, 48}
+    for number, figures in {
+        2: "anp 44.7",  # from 44.71 at 1 % to 89.37 at 10 %
+        6: "P-ASR 2.22",
+        41: "P-ASR 4.55",
+        43: "79.35",
+        44: "O-ASR 2.24",
+        45: "C-Acc lost 1.89",
+        47: "rise 0.25",
+        48: "cifar100: rise 0.74 (at most 3); tiny_imagenet: rise 5.92",
+    }.items():
+        assert figures in found[number].ours
 
 
 def test_a_failed_cell_is_no_evidence():

@@ -4,6 +4,9 @@ import pandas as pd
 import pytest
 
 from ppr_core import paper
+from ppr_core.cli import ROOT
+from ppr_core.config import Study
+from ppr_core.plan import NO_ATTACK, Plan
 
 ROW = {
     "dataset": "cifar10",
@@ -64,3 +67,20 @@ def test_another_scale_is_not_compared():
     copy = rows({"dataset": "folder"})
     assert len(paper.compare(copy)) == 0
     assert len(paper.compare(copy, like="cifar10")) > 0
+
+
+@pytest.mark.parametrize("number", range(3, 12))
+def test_the_study_of_a_table_has_all_of_its_cells(number):
+    """Under our names of data set, model and methods: nothing of a table is left uncompared."""
+    plan = Plan(Study.load(ROOT / "params" / f"table{number:02d}.yaml"))
+    names = plan.study.dataset["name"], plan.study.model["name"]
+    ours = {
+        (*names, plan.attacks[attack].poison_rate, attack, defense.partition("@")[0])
+        for attack, defense, _ in plan.cells()
+        if attack != NO_ATTACK
+    }
+    table = paper.numbers()
+    theirs = table.loc[table["table"] == number, paper.MEANINGS]
+    theirs = set(theirs.itertuples(index=False, name=None))
+    assert theirs
+    assert theirs <= ours
