@@ -54,6 +54,7 @@ def log_cells(plan: Plan, store: Store) -> None:
             tags={**tags, "key": key},
             params=_about(group.iloc[0].drop("seed")),
             dataset=plan.described,
+            note=f"Mean and standard deviation (`_std`) of {len(made)} seeds; their cells below.",
         )
         figures = pd.concat([group[LOGGED].mean(), group[LOGGED].std(ddof=1).add_suffix("_std")])
         store.log(run, metrics=figures.dropna().round(2).to_dict())

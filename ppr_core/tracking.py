@@ -185,6 +185,7 @@ class Store:
         marks |= {
             "ppr.host": socket.gethostname(),
             "ppr.process": f"{process.pid}:{process.create_time():.0f}",
+            "mlflow.source.name": "ppr_core",
             "mlflow.source.git.commit": commit(),
         }
         if parent:

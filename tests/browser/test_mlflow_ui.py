@@ -1,0 +1,47 @@
+"""The MLflow UI on the store: the cell runs, the chart views, an artifact."""
+
+import pytest
+
+from ppr_core import comparison
+from ppr_core.tracking import Store
+from tests.browser import driver
+
+
+@pytest.fixture(scope="module")
+def experiment(page, folder):
+    """Serve the UI; give the address of the study's experiment."""
+    with driver.mlflow_ui(folder) as address:
+        yield f"{address}#/experiments/{Store(folder / 'mlruns').experiment('tiny')}"
+
+
+def test_the_table_of_cells_is_a_saved_view(page, experiment):
+    driver.open_runs(page, experiment)
+    driver.open_view(page, "cells: every figure")
+    for name in ("badnet / ft s0", "badnet / pam rho 0.5 s0"):
+        page.get_by_role("link", name=name, exact=True).wait_for()
+    heads = page.locator('[data-testid^="sort-header-"]').all()
+    ordered = sorted(heads, key=lambda head: head.bounding_box()["x"])
+    assert [head.inner_text() for head in ordered[2:7]] == comparison.LOGGED[:5]
+    assert page.get_by_text("badnet/ft retuned s0").count() == 0, "cells only"
+
+
+def test_parallel_coordinates_are_a_saved_view(page, experiment):
+    driver.open_runs(page, experiment)
+    driver.open_view(page, "cells: parallel coordinates", charts=True)
+    axes = page.locator("svg text.label")
+    axes.first.wait_for()
+    assert axes.all_text_contents() == ["defense", "o_c_acc", "o_asr", "p_asr"]
+    assert page.locator("svg text", has_text="pam 0.5").count() == 1
+
+
+def test_the_epochs_of_ra_are_a_saved_view(page, experiment):
+    driver.open_runs(page, experiment)
+    driver.open_view(page, "RA: ASR by epoch", charts=True)
+    page.locator(".js-plotly-plot .scatterlayer .trace").first.wait_for()
+    assert page.locator(".js-plotly-plot").count() == 1
+
+
+def test_an_artifact_is_previewed(page, experiment, folder):
+    [run] = Store(folder / "mlruns").search("tiny", stage="retuned", defense="ft")
+    page.goto(f"{experiment}/runs/{run.info.run_id}/artifacts/result/result.json")
+    page.get_by_text('"history"').first.wait_for()
