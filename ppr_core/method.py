@@ -17,18 +17,7 @@ from ppr_core.config import Settings
 from ppr_core.data.images import ImageSet
 from ppr_core.errors import DataError, need
 from ppr_core.models import clone
-from ppr_core.runtime import Record
-
-
-@dataclass
-class Cost:
-    """What a call took: passes and images through the classifier, seconds, peak memory."""
-
-    forward: int = 0
-    backward: int = 0
-    images: int = 0
-    seconds: float = 0.0
-    peak_bytes: int = 0
+from ppr_core.runtime import Cost, Record, counted
 
 
 @dataclass
@@ -108,12 +97,14 @@ def measuring(model: nn.Module, cost: Cost) -> Iterator[None]:
     """Count what happens to a model into `cost`: passes, images, seconds, peak memory."""
     device = next(model.parameters()).device
     hooks = _count_passes(model, cost)
+    token = counted.set((*counted.get(), cost))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     clock = time.perf_counter()
     try:
         yield
     finally:
+        counted.reset(token)
         for hook in hooks:
             hook.remove()
     cost.seconds = time.perf_counter() - clock

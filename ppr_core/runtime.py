@@ -24,6 +24,8 @@ class Session:
     Attributes:
         precision: of matrix products; "auto" is bf16 where the processor has it.
         deterministic: forbid algorithms whose results vary from run to run.
+        capture: record training steps as CUDA graphs where that can be done.
+        compile: compile the backbone in recorded steps, once for all models of a shape.
         checkpoint: folder of epoch checkpoints, or None.
         evaluate: called after each epoch of a named training; its figures join the record.
         report: called after each epoch with (training's name, records so far, epochs in all).
@@ -31,11 +33,35 @@ class Session:
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     deterministic: bool = False
+    capture: bool = True
+    compile: bool = False
     checkpoint: Path | None = None
     evaluate: Callable[[nn.Module], Record] | None = None
     report: Callable[[str, list[Record], int], None] | None = None
 
 
+@dataclass
+class Cost:
+    """What a call took: passes and images through the classifier, seconds, peak memory."""
+
+    forward: int = 0
+    backward: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    peak_bytes: int = 0
+
+    @property
+    def passes(self) -> tuple[int, int, int]:
+        """The counts: what a replayed step, which calls no hook, has to add by itself."""
+        return self.forward, self.backward, self.images
+
+    @passes.setter
+    def passes(self, counts: tuple[int, int, int]) -> None:
+        self.forward, self.backward, self.images = counts
+
+
+# What is being counted at present, the outermost first.
+counted: ContextVar[tuple[Cost, ...]] = ContextVar("counted", default=())
 _session: ContextVar[Session] = ContextVar("session", default=Session())  # noqa: B039 (frozen)
 
 

@@ -1,10 +1,13 @@
 """The one loop that steps an optimizer over a data set."""
 
+import contextlib
+import functools
 import logging
 import math
 import pickle
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Literal, Self
@@ -14,15 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ppr_core.config import Field, Settings
-from ppr_core.data.images import Augment, ImageSet, batches
+from ppr_core.data.images import Augment, ImageSet, look_up, picks
 from ppr_core.errors import CheckpointError, need
 from ppr_core.models import check_same_shapes
-from ppr_core.runtime import Record, Session, autocast, current
+from ppr_core.runtime import Record, Session, autocast, counted, current
 
 log = logging.getLogger(__name__)
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Gradient = Callable[[Callable[[], Tensor]], Tensor]
+Batch = tuple[Tensor, ...]
 
 
 class Schedule(Settings):
@@ -107,6 +111,7 @@ def fit(
     parameters: Iterable[Tensor] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     train_mode: bool = True,
+    writes: Sequence[Tensor] | None = None,
     name: str = "",
 ) -> list[Record]:
     """Train in place; every training, tuning and generator fit of the package runs here.
@@ -124,6 +129,9 @@ def fit(
         parameters: what the optimizer steps; the model's if not given.
         optimizer: keep this optimizer and its state instead of making a new one.
         train_mode: False keeps the model in eval mode (batch-norm buffers untouched).
+        writes: says that loss, gradient and on_batch do the same device work at every step, draw
+            and read nothing on the host, and write no tensors but the model's, the optimizer's
+            and these; on CUDA they are then recorded with the step and replayed.
         name: names a long training: it is evaluated each epoch, and can be resumed.
 
     Returns:
@@ -136,23 +144,37 @@ def fit(
     now = current()
     trained = list(model.parameters() if parameters is None else parameters)
     optimizer = optimizer or make_optimizer(trained, schedule)
-    static = loss is None and gradient is plain_gradient and after_step is None
-    step = _Step(model, loss or cross_entropy(model), gradient, optimizer, static)
     per_epoch = schedule.epoch_steps(len(data))
     total = schedule.total_steps(len(data))
     epochs = -(-total // per_epoch)
     plain = schedule.crop == 0 and not schedule.flip
     augment = None if plain else Augment(data, crop=schedule.crop, flip=schedule.flip)
+    pictures = look_up(data, augment)
+
+    def load(*picked: Tensor) -> Batch:
+        return on_batch(*pictures(*picked)) if on_batch else pictures(*picked)
+
+    static = writes is not None or (loss is None and gradient is plain_gradient)
+    apart = on_batch is not None and writes is None  # on_batch may do as it likes: not recorded
+    step = _Step(
+        model,
+        loss or cross_entropy(model),
+        gradient,
+        optimizer,
+        load=_as_it_is if apart else load,
+        writes=writes or (),
+        static=static and now.capture and total >= _Step.worth,
+    )
     checkpoint = _Checkpoint(now, name, model, optimizer, rng)
     history = checkpoint.resume()
     for epoch in range(len(history), epochs):
         model.train(train_mode)
         clock, summed = time.perf_counter(), torch.zeros((), device=data.device)
         budget = min(per_epoch, total - epoch * per_epoch)
-        shuffled = batches(data, schedule, rng=rng, augment=augment)
-        for index, batch in enumerate(islice(shuffled, budget), epoch * per_epoch):
-            images, labels = on_batch(*batch) if on_batch else batch
-            summed += step(images, labels, schedule.rate(index, per_epoch, total))
+        shuffled = picks(data, schedule, rng=rng, augment=augment)
+        for index, picked in enumerate(islice(shuffled, budget), epoch * per_epoch):
+            batch = load(*picked) if apart else picked
+            summed += step(batch, schedule.rate(index, per_epoch, total))
             if after_step:
                 after_step()
         record = {"epoch": epoch + 1, "loss": float(summed) / budget}
@@ -177,14 +199,19 @@ def _check_finite(record: Record, name: str, schedule: Schedule) -> None:
     )
 
 
+def _as_it_is(images: Tensor, labels: Tensor) -> Batch:
+    return images, labels
+
+
 class _Step:
-    """One optimizer step; on CUDA a static one is captured as a graph and replayed.
+    """One optimizer step; on CUDA a static one is recorded as a graph, once, and replayed.
 
     At the field's batch of 128 a small network is bound by kernel launches, not by arithmetic;
-    replaying a graph launches once.
+    replaying a graph launches once: the look-up and augmentation of the batch, the loss, its
+    gradient and the update. What cannot be recorded runs as it stands, to the same numbers.
     """
 
-    warmup = 3  # steps on a side stream before the capture, as CUDA graphs ask for
+    worth = 32  # steps below which warming up and recording cost more than they save
 
     def __init__(
         self,
@@ -192,66 +219,133 @@ class _Step:
         loss: Loss,
         gradient: Gradient,
         optimizer: torch.optim.Optimizer,
+        *,
+        load: Callable[..., Batch],
+        writes: Sequence[Tensor],
         static: bool,
     ) -> None:
         self.model, self.loss, self.gradient, self.optimizer = model, loss, gradient, optimizer
-        self.static = static
-        self.graph: torch.cuda.CUDAGraph | None = None
+        self.load, self.writes, self.static = load, writes, static
+        self.replay: Callable[[], None] | None = None
 
-    def __call__(self, images: Tensor, labels: Tensor, rate: float) -> Tensor:
+    def __call__(self, batch: Batch, rate: float) -> Tensor:
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
-        if not (self.static and images.is_cuda):
-            return self._eager(images, labels)
-        if self.graph is None:
-            self._capture(images, labels)
-        if images.shape != self.images.shape:  # the last, smaller batch of an epoch
-            return self._eager(images, labels)
-        self.images.copy_(images)
-        self.labels.copy_(labels)
-        self.graph.replay()
+        if self.static and _recordable(self.optimizer, batch):
+            self._record(batch)
+        self.static = False  # one attempt: if it failed, the next would, too
+        if self.replay is None or any(
+            held.shape != new.shape for held, new in zip(self.held, batch, strict=True)
+        ):  # such as the last, smaller batch of an epoch
+            return self._work(*batch)
+        for held, new in zip(self.held, batch, strict=True):
+            held.copy_(new)
+        self.replay()
+        for cost, passes in self.passes:
+            cost.passes = tuple(map(sum, zip(cost.passes, passes, strict=True)))
         return self.value
 
-    def _eager(self, images: Tensor, labels: Tensor) -> Tensor:
-        self.optimizer.zero_grad(set_to_none=self.graph is None)
+    def _work(self, *batch: Tensor) -> Tensor:
+        images, labels = self.load(*batch)
+        self.optimizer.zero_grad()
         with autocast(images.device):
             value = self.gradient(lambda: self.loss(images, labels))
         self.optimizer.step()
         return value
 
     def _state(self) -> list[Tensor]:
+        """Return what a step writes, the optimizer's slots last: a warm-up may make them."""
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         slots = [v for s in self.optimizer.state.values() for v in s.values()]
-        return [*self.model.state_dict().values(), *(v for v in slots if isinstance(v, Tensor))]
+        slots = [v for v in slots if isinstance(v, Tensor)]
+        return [*self.model.buffers(), *trained, *self.writes, *slots]
 
-    def _capture(self, images: Tensor, labels: Tensor) -> None:
-        """Warm up, put every weight and buffer back, then record one step."""
-        self.images, self.labels = images.clone(), labels.clone()
-        fresh = not self.optimizer.state
+    def _record(self, batch: Batch) -> None:
+        """Record one step on a copy of the batch; afterwards nothing has been stepped."""
+        self.held = tuple(tensor.clone() for tensor in batch)
+        costs = [(cost, cost.passes) for cost in counted.get()]
         before = [tensor.clone() for tensor in self._state()]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(self.warmup):
-                self._eager(self.images, self.labels)
-        torch.cuda.current_stream().wait_stream(stream)
-        with torch.no_grad():
+        fresh = not self.optimizer.state
+
+        @torch.no_grad()
+        def put_back() -> None:
             for index, tensor in enumerate(self._state()):
                 # Slots that the warm-up made start from zero, as they would have.
                 tensor.zero_() if fresh and index >= len(before) else tensor.copy_(before[index])
-        graph = torch.cuda.CUDAGraph()
-        self.optimizer.zero_grad(set_to_none=True)
-        with torch.cuda.graph(graph):
-            self.value = self._eager(self.images, self.labels)
-        self.graph = graph
+            for cost, passes in costs:
+                cost.passes = passes
+
+        try:
+            with _compiled(self.model):
+                self.value, self.replay = _recorded(lambda: self._work(*self.held), put_back)
+        except RuntimeError as error:  # the step as it stands does the same, more slowly
+            put_back()
+            log.info("training without a CUDA graph: %s", str(error).partition("\n")[0])
+            return
+        # A replay calls no hooks, so it adds what they counted while the step was recorded.
+        self.passes = [
+            (cost, tuple(b - a for a, b in zip(passes, cost.passes, strict=True)))
+            for cost, passes in costs
+        ]
+        for cost, passes in costs:
+            cost.passes = passes
+
+
+def _recordable(optimizer: torch.optim.Optimizer, batch: Batch) -> bool:
+    """Say whether a graph can be had: on CUDA, and with a rate that a replay reads anew."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    return batch[0].is_cuda and all(isinstance(rate, Tensor) and rate.is_cuda for rate in rates)
+
+
+_recording = threading.Lock()  # CUDA takes one recording at a time in a process
+
+
+def _recorded(
+    work: Callable[[], Tensor], put_back: Callable[[], None]
+) -> tuple[Tensor, Callable[[], None]]:
+    """Warm `work` up, undo that, and record it; return its result's place and its replay."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # on a side stream, as CUDA graphs ask for
+            work()
+    torch.cuda.current_stream().wait_stream(stream)
+    put_back()
+    graph = torch.cuda.CUDAGraph()
+    # Other threads may go on: only this one must not do what cannot be recorded.
+    with _recording, torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        value = work()
+    return value, graph.replay
+
+
+@functools.cache
+def _compiler() -> Callable[[nn.Module, Tensor], Tensor]:
+    """Return one compiled forward pass for all networks: those of one structure share its code."""
+    return torch.compile(lambda network, maps: type(network).forward(network, maps), dynamic=False)
+
+
+@contextlib.contextmanager
+def _compiled(model: nn.Module) -> Iterator[None]:
+    """Compile a classifier's backbone for a while, if the session asks; hooks on it still run."""
+    backbone = getattr(model, "backbone", None) if current().compile else None
+    if backbone is None:
+        yield
+        return
+    backbone.forward = functools.partial(_compiler(), backbone)
+    try:
+        yield
+    finally:
+        del backbone.forward
 
 
 class _Checkpoint:
     """The last finished epoch of a named training, in one file that is replaced atomically."""
 
-    interval_s = 2.0  # a checkpoint costs milliseconds; one every other second loses little
+    interval_s = 2.0  # between two of them; more where one takes long
+    share = 0.02  # of the time that they may take
 
     def __init__(
         self,
@@ -263,7 +357,7 @@ class _Checkpoint:
     ) -> None:
         self.path = now.checkpoint / f"{name}.pt" if now.checkpoint and name else None
         self.model, self.optimizer, self.rng = model, optimizer, rng
-        self.saved = time.monotonic()
+        self.saved, self.wait = time.monotonic(), self.interval_s
 
     def resume(self) -> list[Record]:
         """Restore the last saved epoch, if there is one; return the records so far."""
@@ -289,8 +383,9 @@ class _Checkpoint:
 
     def save(self, history: list[Record], *, done: bool) -> None:
         """Save this epoch, unless the last save was a moment ago."""
-        if self.path is None or (time.monotonic() - self.saved < self.interval_s and not done):
+        if self.path is None or (time.monotonic() - self.saved < self.wait and not done):
             return
+        begun = time.monotonic()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = Path(f"{self.path}.part")
         state = {
@@ -302,3 +397,4 @@ class _Checkpoint:
         torch.save(state, part)
         part.replace(self.path)
         self.saved = time.monotonic()
+        self.wait = self.interval_s and max(self.interval_s, (self.saved - begun) / self.share)

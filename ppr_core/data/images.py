@@ -1,6 +1,6 @@
 """Images resident on one device as uint8, and reproducible augmented batches of them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -142,18 +142,35 @@ def batches(
         rng: CPU generator; the only source of randomness.
         augment: the prepared augmentation of this set, to be reused over epochs.
     """
-    count = len(data)
-    order = torch.randperm(count, generator=rng).to(data.device)
     if augment is None and (how.crop or how.flip):
         augment = Augment(data, crop=how.crop, flip=how.flip)
-    draws = augment.draw(count, rng) if augment else None
+    pictures = look_up(data, augment)
+    return (pictures(*picked) for picked in picks(data, how, rng=rng, augment=augment))
+
+
+def picks(
+    data: ImageSet, how: Batching, *, rng: torch.Generator, augment: Augment | None
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yield what `look_up` turns into the batches of one epoch: indices, and their draws.
+
+    All of an epoch is drawn before its first batch, and sent to the device at once.
+    """
+    count = len(data)
+    order = torch.randperm(count, generator=rng).to(data.device)
+    columns = (order,) if augment is None else (order, augment.draw(count, rng))
     stop = count - count % how.batch_size if how.drop_last and count >= how.batch_size else count
     for start in range(0, stop, how.batch_size):
-        chosen = order[start : min(start + how.batch_size, stop)]
-        if augment is None:
-            yield to_float(data.images[chosen]), data.labels[chosen]
-        else:
-            yield augment(chosen, draws[start : start + how.batch_size]), data.labels[chosen]
+        yield tuple(column[start : min(start + how.batch_size, stop)] for column in columns)
+
+
+def look_up(data: ImageSet, augment: Augment | None) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Return the map from a pick to (float32 images in [0, 1], int64 labels): device work only."""
+
+    def pictures(chosen: Tensor, *draws: Tensor) -> tuple[Tensor, Tensor]:
+        images = augment(chosen, *draws) if augment else to_float(data.images[chosen])
+        return images, data.labels[chosen]
+
+    return pictures
 
 
 def augmented(data: ImageSet, how: Batching, *, rng: torch.Generator) -> ImageSet:
