@@ -65,6 +65,43 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def recorder(monkeypatch):
+    """Record training steps without CUDA, as a graph would: replays call no hooks.
+
+    Returns the number of replays, by recording.
+    """
+    from ppr_core import training
+    from ppr_core.runtime import counted
+
+    replays = []
+
+    def recorded(work, put_back):
+        for _ in range(3):
+            work()
+        put_back()
+        work()  # as what CUDA does while it records: hooks run, and nothing is computed
+        passes = [cost.passes for cost in counted.get()]
+        put_back()
+        for cost, counts in zip(counted.get(), passes, strict=True):
+            cost.passes = counts
+        value, index = torch.zeros(()), len(replays)
+        replays.append(0)
+
+        def replay():
+            passes = [cost.passes for cost in counted.get()]
+            value.copy_(work())
+            for cost, counts in zip(counted.get(), passes, strict=True):
+                cost.passes = counts
+            replays[index] += 1
+
+        return value, replay
+
+    monkeypatch.setattr(training, "_recordable", lambda optimizer, batch: True)
+    monkeypatch.setattr(training, "_recorded", recorded)
+    return replays
+
+
 @pytest.fixture(scope="session")
 def store_template(tmp_path_factory):
     """A store made once: creating one costs seconds of migrations, copying it nothing."""

@@ -1,10 +1,17 @@
+import time
+
 import pytest
 import torch
 from torch.nn import functional as F
 
+from ppr_core import training
 from ppr_core.data.images import to_float
+from ppr_core.defenses.finetune import keep_norm
+from ppr_core.defenses.pam import path_gradient
+from ppr_core.defenses.sharpness import sam_gradient
 from ppr_core.errors import CheckpointError, ConfigError
-from ppr_core.runtime import current, pick_device, session
+from ppr_core.method import measuring
+from ppr_core.runtime import Cost, current, pick_device, session
 from ppr_core.training import Schedule, fit
 from ppr_core.weights import snapshot
 from tests.conftest import tiny_model, tiny_set
@@ -178,12 +185,156 @@ def test_no_gpu_where_one_is_asked_for():
     assert pick_device("auto").type == "cpu"
 
 
+def compute(captured, monkeypatch, seed=0, **hooks):
+    """Train with crop, flip, momentum and a last, smaller batch; return what came of it."""
+    schedule = PLAIN.replace(epochs=3, batch_size=20, crop=2, flip=True, decay="cosine")
+    monkeypatch.setattr(training._Step, "worth", 1)
+    model, cost = tiny_model(), Cost()
+    before = snapshot(model)
+    named = {name: make(model) for name, make in hooks.items()}
+    with session(capture=captured), measuring(model, cost):
+        history = fit(model, tiny_set(), schedule, rng=seeded(seed), **named)
+    assert not torch.equal(before["linear.weight"], model.linear.weight)
+    return [r["loss"] for r in history], snapshot(model), cost.passes
+
+
+HOOKS = {
+    "plain": {},
+    "adam": {"optimizer": lambda m: torch.optim.Adam(m.parameters(), 1e-3, amsgrad=True)},
+    "half-done": {"optimizer": lambda m: stepped(m)},
+    "on_batch apart": {"on_batch": lambda m: numbered_noise()},
+    "on_batch recorded": {"on_batch": lambda m: negated, "writes": lambda m: ()},
+    "after_step": {"after_step": lambda m: keep_norm(m.linear.weight)},
+    "sam": {
+        "gradient": lambda m: sam_gradient(m.parameters(), 0.5, freeze_bn_model=m),
+        "writes": lambda m: (),
+    },
+    "pam": {"gradient": lambda m: path_gradient(m.parameters(), 0.5), "writes": lambda m: ()},
+}
+
+
+def stepped(model):
+    """An optimizer that has momentum from before."""
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    model(torch.rand(8, 3, 16, 16, generator=seeded())).square().mean().backward()
+    optimizer.step()
+    return optimizer
+
+
+def numbered_noise():
+    rng = seeded(7)
+    return lambda x, y: (x + 0.1 * torch.rand(x.shape, generator=rng), y)
+
+
+def negated(images, labels):
+    return 1 - images, labels
+
+
+@pytest.mark.parametrize("hooks", HOOKS.values(), ids=HOOKS)
+def test_a_recorded_step_is_the_step(hooks, monkeypatch, recorder):
+    """Warming up, static places of the batch, replays and the counts of passes, without CUDA."""
+    eager = compute(False, monkeypatch, **hooks)
+    assert recorder == []
+    recorded = compute(True, monkeypatch, **hooks)
+    assert recorder == [6]  # two full batches of three epochs; the last ones are smaller
+    assert recorded[0] == eager[0]
+    assert all(torch.equal(recorded[1][name], tensor) for name, tensor in eager[1].items())
+    assert recorded[2] == eager[2] != (0, 0, 0)
+
+
+def test_hooks_that_say_nothing_are_not_recorded(monkeypatch, recorder):
+    compute(True, monkeypatch, gradient=lambda m: sam_gradient(m.parameters(), 0.5))
+    compute(True, monkeypatch, loss=lambda m: lambda x, y: F.cross_entropy(m(x), y))
+    assert recorder == []
+
+
+def test_a_few_steps_are_not_worth_recording(data, recorder):
+    fit(tiny_model(), data, PLAIN, rng=seeded())
+    assert recorder == []
+
+
+def test_what_cannot_be_recorded_runs_as_it_stands(monkeypatch):
+    eager = compute(False, monkeypatch)
+
+    def refused(work, put_back):
+        work()
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(training, "_recordable", lambda optimizer, batch: True)
+    monkeypatch.setattr(training, "_recorded", refused)
+    other = compute(True, monkeypatch)
+    assert other[0] == eager[0] and other[2] == eager[2]
+    assert all(torch.equal(other[1][name], tensor) for name, tensor in eager[1].items())
+
+
+def test_a_rate_that_a_replay_would_not_read_is_never_recorded():
+    batch = (torch.zeros(1),)
+    assert not training._recordable(torch.optim.SGD([torch.zeros(1)], 0.1), batch)
+
+
+def test_models_of_one_shape_are_compiled_once(data, monkeypatch, recorder):
+    graphs = []
+
+    def backend(graph, example):
+        graphs.append(1)
+        return graph.forward
+
+    compiled = torch.compile(lambda net, x: type(net).forward(net, x), backend=backend)
+    monkeypatch.setattr(training, "_compiler", lambda: compiled)
+    monkeypatch.setattr(training._Step, "worth", 1)
+    losses = []
+    for compiling in (False, True, True):
+        for seed in (0, 1):
+            model, cost = tiny_model(seed=seed), Cost()
+            with session(compile=compiling, precision="fp32"), measuring(model, cost):
+                losses.append(fit(model, data, PLAIN, rng=seeded())[-1]["loss"])
+            assert "forward" not in vars(model.backbone)
+            assert cost.forward == 6
+    assert len(graphs) == 1
+    assert losses[:2] * 2 == pytest.approx(losses[2:])
+
+
+def test_a_slow_checkpoint_is_written_less_often(data, tmp_path, monkeypatch):
+    written = []
+    save = torch.save
+
+    def slow(*given):
+        written.append(1)
+        time.sleep(0.05)
+        save(*given)
+
+    monkeypatch.setattr(torch, "save", slow)
+    monkeypatch.setattr(training._Checkpoint, "interval_s", 1e-6)
+    with session(checkpoint=tmp_path):
+        fit(tiny_model(), data, PLAIN.replace(epochs=8), rng=seeded(), name="train")
+    assert len(written) == 2  # the first, and what is there at the end
+
+
 @pytest.mark.gpu
-def test_a_captured_step_trains_like_an_eager_one():
-    data = tiny_set(200).to("cuda")
-    graphed, eager = tiny_model().cuda(), tiny_model().cuda()
-    schedule = PLAIN.replace(epochs=3)
-    with session(precision="fp32"):
-        one = fit(graphed, data, schedule, rng=seeded())
-        two = fit(eager, data, schedule, rng=seeded(), after_step=lambda: None)
-    assert [r["loss"] for r in one] == pytest.approx([r["loss"] for r in two], rel=1e-3)
+@pytest.mark.parametrize("name", ["plain", "on_batch recorded", "after_step", "sam", "pam"])
+def test_a_captured_step_trains_like_an_eager_one(name, monkeypatch):
+    real, captures, runs = training._recorded, [], []
+    monkeypatch.setattr(training, "_recorded", lambda *a: (real(*a), captures.append(name))[0])
+    monkeypatch.setattr(training._Step, "worth", 1)
+    for captured in (False, True):
+        model, cost = tiny_model().cuda(), Cost()
+        hooks = {hook: make(model) for hook, make in HOOKS[name].items()}
+        schedule = PLAIN.replace(epochs=3, batch_size=20, crop=2, flip=True, decay="cosine")
+        with session(precision="fp32", capture=captured), measuring(model, cost):
+            history = fit(model, tiny_set().to("cuda"), schedule, rng=seeded(), **hooks)
+        runs.append(([r["loss"] for r in history], cost.passes))
+    assert captures == [name]  # it did not fall back
+    assert runs[0][0] == pytest.approx(runs[1][0], rel=1e-3)
+    assert runs[0][1] == runs[1][1]
+
+
+@pytest.mark.gpu
+def test_a_compiled_step_trains_like_an_eager_one(monkeypatch):
+    monkeypatch.setattr(training._Step, "worth", 1)
+    losses = []
+    for compiling in (False, True):
+        model = tiny_model().cuda()
+        with session(precision="fp32", compile=compiling):
+            history = fit(model, tiny_set().to("cuda"), PLAIN, rng=seeded())
+        losses.append([r["loss"] for r in history])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)

@@ -67,7 +67,7 @@ def decoupled(
         kept = F.cross_entropy(frozen.head(benign * maps), labels)
         return kept - F.cross_entropy(frozen.head((1 - benign) * maps), labels)
 
-    fit(frozen, data, schedule, rng=rng, loss=loss, parameters=[logits])
+    fit(frozen, data, schedule, rng=rng, loss=loss, parameters=[logits], writes=())
     return logits.detach()
 
 
@@ -114,12 +114,13 @@ class BestEpoch:
 
     def __init__(self, net: nn.Module, epoch_steps: int) -> None:
         self.net, self.epoch_steps = net, epoch_steps
-        self.steps, self.most, self.total = 0, 0.0, torch.zeros(())
+        self.steps, self.most = 0, 0.0
+        self.total = torch.zeros((), device=next(net.parameters()).device)
         self.weights: State = {}
 
     def add(self, quantity: Tensor) -> None:
         """Count this step's quantity."""
-        self.total = self.total + quantity.detach()
+        self.total += quantity.detach()  # in place, so that a recorded step can do it
 
     def after_step(self) -> None:
         """Compare at the end of each epoch."""
@@ -127,4 +128,4 @@ class BestEpoch:
         if self.steps % self.epoch_steps == 0:
             if float(self.total) > self.most:
                 self.most, self.weights = float(self.total), snapshot(self.net)
-            self.total = torch.zeros(())
+            self.total.zero_()

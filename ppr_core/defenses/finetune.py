@@ -56,6 +56,7 @@ class _FineTuning(Defense):
             rng=fork(rng, "tune"),
             loss=smoothed(model, self.smoothing, data.num_classes),
             after_step=keep,
+            writes=(),
             name="tune",
         )
         return Outcome(model, history)

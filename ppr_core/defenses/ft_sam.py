@@ -51,6 +51,7 @@ class FtSam(Defense):
             gradient=sam_gradient(
                 model.parameters(), self.rho, adaptive=self.adaptive, freeze_bn_model=model
             ),
+            writes=(),
             name="tune",
         )
         return Outcome(model, history, {"images": len(data)})

@@ -31,6 +31,7 @@ class Inversion(TriggerSource):
     """
 
     source: ClassVar[str] = "Xu et al. 2024, ICLR, OpenReview Tw9wemV6cb (BTI-DBF)"
+    replayable: ClassVar[bool] = True
     later: ClassVar[frozenset[str]] = frozenset({"regenerate_each_round", "early_stop"})
 
     width: int = Field(32, ge=1, description="channels of the generator's first level")
@@ -159,7 +160,7 @@ class Inversion(TriggerSource):
             label = label_loss(before.float(), after.float(), double=self.soft_ce == "reproduce")
             return label + moved + weight * near
 
-        fit(generator, data, self.pretrain, rng=rng, loss=loss)
+        fit(generator, data, self.pretrain, rng=rng, loss=loss, writes=())
 
     def _generate(
         self,
@@ -186,6 +187,6 @@ class Inversion(TriggerSource):
 
         compare = best.after_step if self.use_max_bd_feat else None
         hooks = {"loss": loss, "optimizer": optimizer, "after_step": compare}
-        fit(generator, data, self.generate, rng=rng, **hooks)
+        fit(generator, data, self.generate, rng=rng, writes=[best.total], **hooks)
         if best.weights:
             generator.load_state_dict(best.weights)

@@ -90,6 +90,16 @@ def test_what_it_took_is_counted(ran):
     assert cost.images >= cost.forward >= 0
 
 
+def test_recording_its_steps_changes_nothing(ran, monkeypatch, recorder):
+    """Whoever says what its hooks write (`writes` of `fit`) has said the truth."""
+    cls, model, _, _, outcome = ran
+    monkeypatch.setattr(training._Step, "worth", 1)
+    recorded = call(cls, model, tiny_set(size=SIZE))
+    for name, tensor in outcome.model.state_dict().items():
+        assert torch.equal(tensor, recorded.model.state_dict()[name]), name
+    assert recorded.cost.passes == outcome.cost.passes
+
+
 def test_the_same_seed_gives_the_same_result(ran):
     """Whatever the global generator did before."""
     cls, model, _, _, outcome = ran
