@@ -1,14 +1,17 @@
 """Where stages run: in this process, or on Ray (one GPU, many GPUs, many machines)."""
 
+import json
 import os
 import sys
 import time
+from functools import lru_cache
 from typing import Any, Literal
 
+import torch
 from tqdm import tqdm
 
 from ppr_core.config import Study
-from ppr_core.errors import ConfigError, DataError
+from ppr_core.errors import ConfigError, DataError, need
 from ppr_core.plan import Plan, Stage
 from ppr_core.runtime import Record, share_cores
 from ppr_core.study import Lab
@@ -35,7 +38,15 @@ def run(plan: Plan, lab: Lab, backend: Backend = "local", gpu_share: float = 1.0
 
     Returns:
         Stage name -> reason, for what failed or was left out.
+
+    Raises:
+        ConfigError: a share that cannot be had, or one without Ray.
     """
+    need(0 < gpu_share <= 1, f"expected a GPU share above 0 and up to 1, got {gpu_share}")
+    need(
+        gpu_share == 1 or backend == "ray",
+        f"expected Ray where stages share a GPU, got engine {backend}; add --engine ray",
+    )
     plan.check_data()
     closed = lab.store.close_stale()
     if closed:
@@ -86,7 +97,7 @@ def _on_ray(plan: Plan, stages: list[Stage], bar: "_Bar", gpu_share: float) -> F
         raise ConfigError(f"expected Ray for --engine ray, got: {error}; pip install ray") from None
     address = os.environ.get("RAY_ADDRESS")
     local = {} if address else {"include_dashboard": False, "object_store_memory": 200 * 2**20}
-    handed_on = ("PPR_STORE", "PPR_DATA", "MLFLOW_TRACKING_URI", "PYTHONPATH")
+    handed_on = ("PPR_STORE", "PPR_DATA", "PPR_COMPILE", "MLFLOW_TRACKING_URI", "PYTHONPATH")
     environment = {name: os.environ[name] for name in handed_on if os.environ.get(name)}
     environment["OMP_WAIT_POLICY"] = "PASSIVE"
     ray.init(
@@ -98,7 +109,9 @@ def _on_ray(plan: Plan, stages: list[Stage], bar: "_Bar", gpu_share: float) -> F
     )
     try:
         gpus = ray.cluster_resources().get("GPU", 0) and plan.study.device != "cpu"
-        task = ray.remote(num_gpus=gpu_share if gpus else 0, max_retries=2)(_remote)
+        # A worker takes stage after stage: Ray would start a new one for each that has a GPU.
+        share = {"num_gpus": gpu_share if gpus else 0, "max_calls": 0}
+        task = ray.remote(max_retries=2, **share)(_remote)
         settings = plan.study.model_dump()
         handles: dict[str, Any] = {}
         for stage in stages:
@@ -125,13 +138,22 @@ def _remote(settings: dict[str, Any], key: str, *before: str | None) -> str | No
     if failed:
         return f"needs a stage that failed ({failed[0]})"
     share_cores(os.cpu_count() or 1)
-    plan = Plan(Study(**settings))
-    stage = next(stage for stage in plan.stages() if stage.key == key)
+    stages, lab = _desk(json.dumps(settings))
     try:
-        Lab(Store()).result(stage)
+        lab.result(stages[key])
     except FAILURES as error:
         return f"{type(error).__name__}: {error}"
+    finally:
+        if torch.cuda.is_available():  # what this stage no longer needs, its neighbours may have
+            torch.cuda.empty_cache()
     return None
+
+
+@lru_cache(maxsize=1)
+def _desk(settings: str) -> tuple[dict[str, Stage], Lab]:
+    """Return a study's stages by key, and a lab, kept from stage to stage of a worker."""
+    plan = Plan(Study(**json.loads(settings)))
+    return {stage.key: stage for stage in plan.stages()}, Lab(Store())
 
 
 class _Bar:

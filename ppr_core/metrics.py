@@ -11,6 +11,7 @@ from ppr_core.errors import DataError, need
 from ppr_core.runtime import Record, autocast
 
 EVAL_BATCH = 500
+EVAL_BATCH_CUDA = 2000  # smaller ones would be bound by kernel launches
 
 
 @contextlib.contextmanager
@@ -25,8 +26,9 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 
 
 @torch.no_grad()
-def logits(model: nn.Module, images: Tensor, batch_size: int = EVAL_BATCH) -> Tensor:
+def logits(model: nn.Module, images: Tensor, batch_size: int | None = None) -> Tensor:
     """Return the logits (N, classes), float32, of uint8 images (N, C, H, W) in eval mode."""
+    batch_size = batch_size or (EVAL_BATCH_CUDA if images.is_cuda else EVAL_BATCH)
     with evaluating(model), autocast(images.device):
         return torch.cat([model(to_float(part)).float() for part in images.split(batch_size)])
 

@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +25,8 @@ class Session:
         precision: of matrix products; "auto" is bf16 where the processor has it.
         deterministic: forbid algorithms whose results vary from run to run.
         capture: record training steps as CUDA graphs where that can be done.
-        compile: compile the backbone in recorded steps, once for all models of a shape.
+        compile: compile the backbone in recorded steps, once for all models of a shape; the
+            environment's PPR_COMPILE=1 turns it on.
         checkpoint: folder of epoch checkpoints, or None.
         evaluate: called after each epoch of a named training; its figures join the record.
         report: called after each epoch with (training's name, records so far, epochs in all).
@@ -34,7 +35,7 @@ class Session:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     deterministic: bool = False
     capture: bool = True
-    compile: bool = False
+    compile: bool = field(default_factory=lambda: os.environ.get("PPR_COMPILE") == "1")
     checkpoint: Path | None = None
     evaluate: Callable[[nn.Module], Record] | None = None
     report: Callable[[str, list[Record], int], None] | None = None

@@ -38,6 +38,7 @@ class Lab:
         self.store = store
         self.report = report
         self._read: dict[str, Result] = {}
+        self._stamped: dict[str, ImageSet] = {}
 
     def cached(self, stage: Stage) -> bool:
         """Say whether the store holds this stage's result."""
@@ -135,8 +136,16 @@ class Lab:
 
     def stamped_test(self, stage: Stage) -> ImageSet:
         """Return the triggered test images of the attack that a stage belongs to."""
+        victim = stage.plan.backdoored(stage.attack, stage.seed)
+        if victim.key in self._stamped:
+            return self._stamped[victim.key]
         trigger = self.trigger(stage)
-        return triggered(stage.plan.images.test, trigger, trigger.target)
+        stamped = triggered(stage.plan.images.test, trigger, trigger.target)
+        if self.cached(victim):  # before that, an attack may not have learnt its trigger yet
+            if len(self._stamped) >= 4:
+                self._stamped.pop(next(iter(self._stamped)))
+            self._stamped[victim.key] = stamped
+        return stamped
 
     def poisons(self, stage: Stage) -> ImageSet:
         """Return the attacker's stamped training images that RA draws from."""
