@@ -15,7 +15,7 @@ from torch.func import functional_call, vmap
 from ppr_core.config import Field, Settings
 from ppr_core.data.images import ImageSet, to_float
 from ppr_core.errors import DataError, need
-from ppr_core.metrics import EVAL_BATCH, evaluating, hit_rate
+from ppr_core.metrics import EVAL_BATCH, eval_batch, evaluating, hit_rate
 from ppr_core.models import clone
 from ppr_core.runtime import Record, autocast
 from ppr_core.weights import (
@@ -228,7 +228,9 @@ def _errors(model: nn.Module, states: list[State], sets: Sequence[ImageSet]) -> 
         with evaluating(model), warnings.catch_warnings():
             # One operation of the pooling, on a few numbers, is not vectorised: torch says so.
             warnings.filterwarnings("ignore", message="There is a performance drop")
-            rates = [_hits(forward, stacked, images) for images in sets]
+            # One state alone sees the batches of `metrics.evaluate`, so that both agree exactly.
+            size = EVAL_BATCH if together else eval_batch(sets[0].device)
+            rates = [_hits(forward, stacked, images, size) for images in sets]
         return 100 - torch.stack(rates).view(len(sets), len(states))
     except torch.OutOfMemoryError:
         if not together:
@@ -238,9 +240,11 @@ def _errors(model: nn.Module, states: list[State], sets: Sequence[ImageSet]) -> 
     return torch.cat([_errors(model, part, sets) for part in (states[:half], states[half:])], 1)
 
 
-def _hits(forward: Callable[[State, Tensor], Tensor], state: State, images: ImageSet) -> Tensor:
+def _hits(
+    forward: Callable[[State, Tensor], Tensor], state: State, images: ImageSet, size: int
+) -> Tensor:
     with autocast(images.device):
-        parts = [forward(state, to_float(part)) for part in images.images.split(EVAL_BATCH)]
+        parts = [forward(state, to_float(part)) for part in images.images.split(size)]
     return hit_rate(torch.cat(parts, -1), images.labels)
 
 

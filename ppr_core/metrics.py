@@ -14,6 +14,11 @@ EVAL_BATCH = 500
 EVAL_BATCH_CUDA = 2000  # smaller ones would be bound by kernel launches
 
 
+def eval_batch(device: torch.device) -> int:
+    """Return how many images one evaluated batch has on a device."""
+    return EVAL_BATCH_CUDA if device.type == "cuda" else EVAL_BATCH
+
+
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """Put every module into eval mode, and put each back as it was."""
@@ -28,7 +33,7 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 @torch.no_grad()
 def logits(model: nn.Module, images: Tensor, batch_size: int | None = None) -> Tensor:
     """Return the logits (N, classes), float32, of uint8 images (N, C, H, W) in eval mode."""
-    batch_size = batch_size or (EVAL_BATCH_CUDA if images.is_cuda else EVAL_BATCH)
+    batch_size = batch_size or eval_batch(images.device)
     with evaluating(model), autocast(images.device):
         return torch.cat([model(to_float(part)).float() for part in images.split(batch_size)])
 

@@ -1,8 +1,8 @@
-"""Print every benchmark: `python -m tests.benchmarks [name ...]`."""
+"""Print every benchmark: `python -m tests.benchmarks [name ...]`; see also `gpu --help`."""
 
 import sys
 
-from tests.benchmarks import attacks, defenses, paths, store, training
+from tests.benchmarks import attacks, defenses, gpu, paths, store, training
 from tests.benchmarks.timing import heading
 
 ALL = {
@@ -11,8 +11,11 @@ ALL = {
     "defenses": defenses.main,
     "paths": paths.main,
     "store": store.main,
+    "gpu": gpu.main,
 }
 
+if sys.argv[1:2] == ["gpu"]:  # takes arguments of its own
+    sys.exit(gpu.main(sys.argv[2:]))
 for name in sys.argv[1:] or ALL:
     heading(name)
     ALL[name]()
