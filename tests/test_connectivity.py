@@ -78,13 +78,13 @@ def test_vectorised_points_agree_with_single_ones(batch_norm):
 def test_memory_that_does_not_suffice_halves_the_pass(monkeypatch):
     whole, passes = connectivity._hits, []
 
-    def scarce(forward, state, images):
+    def scarce(forward, state, images, size):
         weight = state["linear.weight"]
         count = len(weight) if weight.ndim == 3 else 1
         if count > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         passes.append(count)
-        return whole(forward, state, images)
+        return whole(forward, state, images, size)
 
     expected = line(points=8, together=1)
     monkeypatch.setattr(connectivity, "_hits", scarce)
