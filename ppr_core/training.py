@@ -272,6 +272,7 @@ class _Step:
 
         @torch.no_grad()
         def put_back() -> None:
+            self.optimizer.zero_grad()
             for index, tensor in enumerate(self._state()):
                 # Slots that the warm-up made start from zero, as they would have.
                 tensor.zero_() if fresh and index >= len(before) else tensor.copy_(before[index])
@@ -307,17 +308,19 @@ def _recorded(
     work: Callable[[], Tensor], put_back: Callable[[], None]
 ) -> tuple[Tensor, Callable[[], None]]:
     """Warm `work` up, undo that, and record it; return its result's place and its replay."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):  # on a side stream, as CUDA graphs ask for
-            work()
-    torch.cuda.current_stream().wait_stream(stream)
-    put_back()
-    graph = torch.cuda.CUDAGraph()
-    # Other threads may go on: only this one must not do what cannot be recorded.
-    with _recording, torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        value = work()
+    here, stream, graph = torch.cuda.current_stream(), torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    try:
+        stream.wait_stream(here)
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # on a side stream, as CUDA graphs ask for
+                work()
+        here.wait_stream(stream)
+        put_back()
+        # Other threads may go on: only this one must not do what cannot be recorded.
+        with _recording, torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            value = work()
+    finally:
+        torch.cuda.set_stream(here)  # a recording that failed may leave its own stream behind
     return value, graph.replay
 
 

@@ -38,7 +38,8 @@ VARIANTS = {
     "+ channels last": {"precision": "fp32", "capture": False},
     "+ bf16": {"precision": "bf16", "capture": False},
     "+ CUDA graph": {"precision": "bf16"},
-    "+ compiled": {"precision": "bf16", "compile": True},
+    "+ algorithms timed (cudnn.benchmark)": {"precision": "bf16", "timed": True},
+    "+ compiled": {"precision": "bf16", "timed": True, "compile": True},
 }
 
 
@@ -59,6 +60,7 @@ def throughput(bench, name):
                 continue
             settings = dict(settings)
             contiguous = settings.pop("contiguous", False)
+            torch.backends.cudnn.benchmark = settings.pop("timed", False)
             with session(**settings):
                 ours = fitted(bench, name, data, size, contiguous)
                 top = ceiling(bench, name, data, size, contiguous)
