@@ -11,7 +11,7 @@ study: setup  ## the demo study on embedded data, with its report
 test: setup  ## every test, style included
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lab: setup  ## JupyterLab on 127.0.0.1, opened on notebooks/
 	$(BIN)/python -m ppr_core lab

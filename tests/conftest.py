@@ -59,9 +59,15 @@ def rng():
     return torch.Generator().manual_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread_for_fixtures():
+    """Tiny tensors gain nothing from threads; a bf16 backward with two crashed once."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """Tiny tensors gain nothing from threads; a bf16 backward with two crashed once."""
+    """An engine that ran in the test before has set more."""
     torch.set_num_threads(1)
 
 
