@@ -151,14 +151,15 @@ def findings(rows: pd.DataFrame) -> list[str]:
         )
         kept = group[controls & group["p_asr"].notna()]
         if len(kept):
-            lines.append(
-                f"{attack}, controls: {', '.join(_rise(row) for _, row in kept.iterrows())}."
-            )
+            rises = ", ".join(_rise(row) for _, row in kept.iterrows())
+            lines.append(f"{attack}, controls and oracles: {rises}.")
     return lines
 
 
 def query_findings(rows: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
     """Say in sentences what QRA reaches: on purified models, on the controls, and by transfer.
+
+    The controls are the clean model and EP; a defense that an oracle helped is in neither mean.
 
     Args:
         rows: `cells` of a study that measures "query".
@@ -166,8 +167,9 @@ def query_findings(rows: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
     """
     lines = []
     for attack, group in rows[rows["q_p_asr"].notna()].groupby("attack", sort=False):
-        control = (group["defense"] == CLEAN) | group["oracle"].astype(bool)
-        for who, part in (("purified models", group[~control]), ("controls", group[control])):
+        control = group["defense"].isin([CLEAN, "ep"])
+        purified = ~control & ~group["oracle"].astype(bool)
+        for who, part in (("purified models", group[purified]), ("controls", group[control])):
             if len(part):
                 o, p, c = (part[name].mean() for name in ("o_asr", "q_p_asr", "q_c_asr"))
                 lines.append(

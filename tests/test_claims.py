@@ -381,3 +381,10 @@ def test_settings_know_data_set_model_and_rate():
     assert len(everywhere(90, 80).at(poison_rate=[0.01, 0.1]).cells) == len(BASELINES)
     undefended = cells(at={"attack": "none", "poison_rate": 0.0}, fst=1.0)
     assert list(spanning(cells(**ALL), undefended).settings()) == [("cifar10", "resnet18", 0.05)]
+
+
+def test_a_row_that_an_oracle_chose_speaks_for_no_baseline():
+    honest = {**ALL, "ep": 3.0, "pam": PAM}
+    best = {"o_asr": 0.0, "p_asr": 0.0, "o_c_acc": 99.0}
+    assert scoreboard(of(**honest, anp_oracle=best)) == scoreboard(of(**honest))
+    assert scoreboard(of(**{**honest, "anp": best})) != scoreboard(of(**honest))

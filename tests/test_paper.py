@@ -61,6 +61,13 @@ def test_pam_is_compared_at_the_papers_rho_where_it_prints_one():
     assert dict(zip(ten["rho"], ten["paper"], strict=True)) == {0.3: 10.06, 0.5: 2.69}
 
 
+def test_a_row_that_an_oracle_chose_is_not_taken_for_the_honest_one():
+    ours = rows({"defense": "anp", "p_asr": 60.0}, {"defense": "anp_oracle", "p_asr": 90.0})
+    table = paper.compare(ours)
+    assert set(table["defense"]) == {"anp"}
+    assert set(table.loc[table["figure"] == "p_asr", "ours"]) == {60.0}
+
+
 def test_another_scale_is_not_compared():
     assert len(paper.compare(rows({"dataset": "shapes"}))) == 0
     assert len(paper.compare(rows({"status": "failed: x"}))) == 0

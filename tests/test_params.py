@@ -34,3 +34,11 @@ def test_files_of_one_model_share_its_stages():
         plan = Plan(Study.load(ROOT / "params" / f"{name}.yaml"))
         keys[name] = {stage.key for stage in plan.stages() if stage.kind == "backdoored"}
     assert keys["table03"] == keys["table10"] == keys["table11"]
+
+
+def test_anp_stands_twice_and_both_rows_share_their_masks():
+    plan = Plan(Study.load(ROOT / "params" / "table03.yaml"))
+    assert (plan.oracle("anp"), plan.oracle("anp_oracle")) == (False, True)
+    honest, oracle = (plan.purified("badnet", name, 0) for name in ("anp", "anp_oracle"))
+    assert honest.key != oracle.key
+    assert honest.parent("inverted").key == oracle.parent("inverted").key

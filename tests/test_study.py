@@ -128,6 +128,31 @@ def test_seeds_are_averaged_with_their_spread():
     assert "55.0 ± 7.1" in results.text_table(frame)
 
 
+def test_what_an_oracle_chose_is_said_so_and_counts_neither_as_purified_nor_as_a_control():
+    names = ["clean", "ep", "anp", "anp_oracle", "bti"]
+    frame = pd.DataFrame(
+        {
+            "attack": "badnet",
+            "defense": names,
+            "rho": None,
+            "oracle": [False, True, False, True, False],
+            "seed": 0,
+            "status": "done",
+            "o_c_acc": 90.0,
+            "p_c_acc": 90.0,
+            "o_asr": [1.0, 3.0, 4.0, 0.0, 2.0],
+            "p_asr": 90.0,
+            "q_p_asr": [10.0, 20.0, 60.0, 100.0, 80.0],
+            "q_c_asr": 1.0,
+        }
+    )
+    assert "anp_oracle (oracle)" in results.text_table(frame)
+    assert "2 of 2 defenses" in results.findings(frame)[0]
+    purified, controls = results.query_findings(frame, pd.DataFrame())
+    assert purified.startswith("badnet, purified models: QRA moves the mean ASR from 3.0 to 70.0")
+    assert controls.startswith("badnet, controls: QRA moves the mean ASR from 2.0 to 15.0")
+
+
 def cli(*arguments, **environment):
     command = [sys.executable, "-m", "ppr_core", *arguments]
     env = {**os.environ, **environment}
