@@ -1,10 +1,23 @@
+import json
+import re
+from collections import Counter
+
 import pytest
 
 from ppr_core.cli import ROOT, find_notebook
 from ppr_core.config import Study
-from ppr_core.plan import Plan
+from ppr_core.plan import CLEAN, NO_DEFENSE, Plan
 
 FILES = sorted((ROOT / "params").glob("*.yaml"))
+INDEX = (ROOT / "params" / "README.md").read_text()
+COSTS = re.findall(
+    r"^\| (\w+)\.yaml .* (\d+) trainings(?: and|,) (\d+) purified", INDEX, re.MULTILINE
+)
+LATER = re.findall(r"^\| (\w+)\.yaml .*; ([^;]+) after (\w+)\.yaml", INDEX, re.MULTILINE)
+
+
+def load(name):
+    return Plan(Study.load(ROOT / "params" / f"{name}.yaml"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -21,23 +34,61 @@ def test_every_study_file_resolves(path):
 def test_every_study_file_says_what_it_costs_and_how_to_run_it(path):
     head = path.read_text().partition("\n\n")[0]
     assert f"params/{path.name}" in head or path.stem == "demo"
-    index = (ROOT / "params" / "README.md").read_text()
-    [line] = [line for line in index.splitlines() if line.startswith(f"| {path.name} |")]
+    [line] = [line for line in INDEX.splitlines() if line.startswith(f"| {path.name} |")]
     if "# Cost: " in head and "estimate" in line:
         cost = head.partition("# Cost: ")[2].partition("\n# python")[0].replace("\n# ", " ")
         assert cost.rstrip(".") in line, "the index and the file disagree"
 
 
+def test_each_table_and_figure_of_the_paper_has_its_file():
+    names = {path.stem for path in FILES}
+    assert {f"table{number:02d}" for number in range(1, 12)} <= names
+    figures = {f"figure{number:02d}" for number in range(1, 17)}
+    assert figures <= names
+    assert figures <= {name for name, _, _ in LATER}, "each says what it costs after its table"
+
+
+@pytest.mark.parametrize(("name", "trainings", "purified"), COSTS, ids=[row[0] for row in COSTS])
+def test_the_models_it_names_are_those_of_its_plan(name, trainings, purified):
+    plan = load(name)
+    cells = {(attack, defense) for attack, defense, _ in plan.cells()}
+    assert int(trainings) == len(plan.attacks) + any(defense == CLEAN for _, defense in cells)
+    assert int(purified) == sum(defense not in (NO_DEFENSE, CLEAN) for _, defense in cells)
+
+
+@pytest.mark.parametrize(("name", "costs", "first"), LATER, ids=[row[0] for row in LATER])
+def test_a_figure_costs_only_its_own_measures_after_its_table(name, costs, first, monkeypatch):
+    # Tiny-ImageNet's key is the content of its files, which are not here.
+    monkeypatch.setattr(Plan, "_images_key", property(lambda plan: plan.study.dataset))
+    there = {stage.key for stage in load(first).stages()}
+    new = Counter(stage.kind for stage in load(name).stages() if stage.key not in there)
+    if costs == "nothing":
+        assert not new
+    else:
+        count, kind = costs.split()[:2]
+        assert new[kind.removesuffix("s")] == int(count)
+        assert not set(new) & {"clean", "backdoored", "prepared", "inverted", "query"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_study_measures_what_its_notebooks_show(path):
+    plan = load(path.stem)
+    for notebook in plan.study.notebooks:
+        cells = json.loads(find_notebook(notebook).read_text())["cells"]
+        source = "".join(line for cell in cells for line in cell["source"])
+        for measure in re.findall(r'section\.need\("(\w+)"\)', source):
+            assert measure in plan.measures, f"{notebook} needs {measure}"
+
+
 def test_files_of_one_model_share_its_stages():
     keys = {}
     for name in ("table03", "table10", "table11"):
-        plan = Plan(Study.load(ROOT / "params" / f"{name}.yaml"))
-        keys[name] = {stage.key for stage in plan.stages() if stage.kind == "backdoored"}
+        keys[name] = {stage.key for stage in load(name).stages() if stage.kind == "backdoored"}
     assert keys["table03"] == keys["table10"] == keys["table11"]
 
 
 def test_anp_stands_twice_and_both_rows_share_their_masks():
-    plan = Plan(Study.load(ROOT / "params" / "table03.yaml"))
+    plan = load("table03")
     assert (plan.oracle("anp"), plan.oracle("anp_oracle")) == (False, True)
     honest, oracle = (plan.purified("badnet", name, 0) for name in ("anp", "anp_oracle"))
     assert honest.key != oracle.key
