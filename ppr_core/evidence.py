@@ -57,6 +57,8 @@ class Evidence:
             purified: of the models with an O-ASR of at most `results.PURIFIED_BELOW`.
         """
         names = [who] if isinstance(who, str) else list(who)
+        if column not in self.cells:
+            return float("nan")
         rows = self.cells[self.cells["status"] == "done"]
         rows = rows[rows["defense"].isin(names) & (rows["attack"] != "none")]
         if purified:
@@ -73,6 +75,8 @@ class Evidence:
 
     def along_rho(self, column: str) -> pd.Series:
         """Return a column's mean over attacks and seeds at every rho of PAM, in order."""
+        if column not in self.cells:
+            return pd.Series(dtype=float)
         rows = self.cells[(self.cells["status"] == "done") & (self.cells["defense"] == "pam")]
         return rows.assign(y=rows[column].astype(float)).groupby("rho")["y"].mean().dropna()
 
