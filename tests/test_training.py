@@ -75,6 +75,44 @@ def test_the_budget_is_kept(data, schedule, steps):
     assert len(taken) == steps == schedule.total_steps(len(data))
 
 
+@pytest.mark.parametrize(
+    ("count", "drop_last", "sizes"),
+    [
+        (40, False, [16, 16, 8]),
+        (40, True, [16, 16]),
+        (32, True, [16, 16]),
+        (34, False, [16, 16, 2]),
+        (33, False, [16, 16]),
+        (33, True, [16, 16]),
+        (5, True, [5]),
+        (1, False, [1]),
+        (1, True, [1]),
+    ],
+)
+def test_which_last_batch_is_left_out(count, drop_last, sizes):
+    seen = []
+
+    def look(images, labels):
+        seen.append(len(labels))
+        return images, labels
+
+    schedule = PLAIN.replace(epochs=1, drop_last=drop_last)
+    fit(tiny_model(), tiny_set(count), schedule, rng=seeded(), on_batch=look)
+    assert seen == sizes
+
+
+def test_batch_norm_on_a_map_of_one_pixel_trains_on_any_count():
+    """Torch takes no variance from one value: 17 images in batches of 16 leave one over."""
+    net = torch.nn.Sequential(
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.BatchNorm2d(3),
+        torch.nn.Flatten(),
+        torch.nn.Linear(3, 10),
+    )
+    fit(net, tiny_set(17), PLAIN, rng=seeded())
+    assert net[1].num_batches_tracked == 2
+
+
 def test_cosine_goes_to_zero_over_the_actual_budget():
     schedule = Schedule(epochs=4, lr=0.1, decay="cosine")
     assert schedule.rate(0, 10, 40) == pytest.approx(0.1)

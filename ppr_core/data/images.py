@@ -128,7 +128,6 @@ class Batching(Protocol):
     batch_size: int
     crop: int
     flip: bool
-    drop_last: bool
 
 
 def batches(
@@ -137,8 +136,8 @@ def batches(
     """Yield one shuffled epoch of (float32 images in [0, 1], int64 labels), on the data's device.
 
     Args:
-        data: what to draw from; a set smaller than a batch is one batch.
-        how: batch size, crop, flip, and whether to leave out an unfilled last batch.
+        data: what to draw from; the last batch may be smaller, and `fit` may stop before it.
+        how: batch size, crop and flip.
         rng: CPU generator; the only source of randomness.
         augment: the prepared augmentation of this set, to be reused over epochs.
     """
@@ -158,9 +157,8 @@ def picks(
     count = len(data)
     order = torch.randperm(count, generator=rng).to(data.device)
     columns = (order,) if augment is None else (order, augment.draw(count, rng))
-    stop = count - count % how.batch_size if how.drop_last and count >= how.batch_size else count
-    for start in range(0, stop, how.batch_size):
-        yield tuple(column[start : min(start + how.batch_size, stop)] for column in columns)
+    for start in range(0, count, how.batch_size):
+        yield tuple(column[start : start + how.batch_size] for column in columns)
 
 
 def look_up(data: ImageSet, augment: Augment | None) -> Callable[..., tuple[Tensor, Tensor]]:

@@ -15,7 +15,6 @@ class How:
     batch_size: int = 16
     crop: int = 0
     flip: bool = False
-    drop_last: bool = False
 
 
 def seeded(seed=0):
@@ -66,14 +65,9 @@ def test_a_prepared_augmentation_gives_the_same_batches():
         assert torch.equal(images, images2)
 
 
-@pytest.mark.parametrize(
-    ("count", "drop_last", "sizes"),
-    [(40, False, [16, 16, 8]), (40, True, [16, 16]), (32, True, [16, 16]), (5, True, [5])],
-)
-def test_batch_sizes(count, drop_last, sizes):
-    """A set smaller than a batch is one batch, even where unfilled batches are left out."""
-    how = How(drop_last=drop_last)
-    assert [len(labels) for _, labels in epoch(tiny_set(count), how)] == sizes
+@pytest.mark.parametrize(("count", "sizes"), [(40, [16, 16, 8]), (32, [16, 16]), (5, [5])])
+def test_batch_sizes(count, sizes):
+    assert [len(labels) for _, labels in epoch(tiny_set(count), How())] == sizes
 
 
 def test_a_crop_is_a_window_of_the_zero_padded_image():
