@@ -110,11 +110,6 @@ class Plan:
             label: _method(DEFENSES, label, settings, "defense")
             for label, settings in self._defense_settings().items()
         }
-        for label in self.defenses:
-            need(
-                label not in (NO_DEFENSE, CLEAN),
-                f"expected another label than {label!r} for a defense: it names a control row",
-            )
         self.checkpoints = self._checkpoints()
         self.labels = list(self.defenses)
         for name in self.checkpoints:
@@ -167,9 +162,8 @@ class Plan:
             need(self.exact, "expected the defense 'ep' for the measure 'connection', got none")
         query = study.measures.get("query")
         if query is not None:
-            clean = study.clean_control or CLEAN in study.checkpoints
             need(
-                self.exact if query.get("surrogate") == "ep" else clean,
+                self.exact if query.get("surrogate") == "ep" else self._has_clean,
                 "expected the surrogate of QRA among the models; set query.surrogate to clean or "
                 "ep, and have clean_control or the defense ep",
             )

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from ppr_core.config import Field
 from ppr_core.data.images import ImageSet, to_float
+from ppr_core.defenses.base import need_layers
 from ppr_core.defenses.outliers import OutlierPruning
 from ppr_core.defenses.watching import watching
-from ppr_core.errors import need
 from ppr_core.metrics import evaluating
 from ppr_core.models import batch_norms
 
@@ -33,11 +33,7 @@ class Bnp(OutlierPruning):
 
     def check(self, model: nn.Module, data: ImageSet) -> None:
         """Raise ConfigError for a model without batch-norm statistics."""
-        need(
-            any(True for _ in _comparable(model)),
-            "Bnp compares batch-norm statistics: expected a model with batch norm, got one "
-            "without; choose another defense for it",
-        )
+        need_layers(_comparable(model), "Bnp compares batch-norm statistics", "batch norm")
 
     def scores(
         self, model: nn.Module, data: ImageSet, *, rng: torch.Generator

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ppr_core.data.images import ImageSet
+from ppr_core.defenses.base import need_layers
 from ppr_core.defenses.outliers import OutlierPruning
-from ppr_core.errors import need
 
 SMALL = 1e-5  # added to the variance, which a dead channel lets go to zero
 
@@ -23,11 +23,8 @@ class Clp(OutlierPruning):
 
     def check(self, model: nn.Module, data: ImageSet) -> None:
         """Raise ConfigError for a model without a convolution that batch norm follows."""
-        need(
-            any(True for _ in normalised_convolutions(model)),
-            "Clp scores convolutions that batch norm follows at once: expected a model with some, "
-            "got one without; choose another defense for it",
-        )
+        scored = "Clp scores convolutions that batch norm follows at once"
+        need_layers(normalised_convolutions(model), scored, "some")
 
     def scores(
         self, model: nn.Module, data: ImageSet, *, rng: torch.Generator

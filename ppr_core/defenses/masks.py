@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ppr_core.config import Field
 from ppr_core.data.images import ImageSet
-from ppr_core.defenses.base import Defense
+from ppr_core.defenses.base import Defense, need_layers
 from ppr_core.defenses.selection import need_validation
 from ppr_core.errors import need
 from ppr_core.method import Outcome, fork
@@ -146,11 +146,8 @@ class MaskPruning(Defense):
 
     def check(self, model: nn.Module, data: ImageSet) -> None:
         """Raise ConfigError for a model without a channel to mask."""
-        need(
-            any(True for _ in _maskable(model)),
-            f"{type(self).__name__} masks batch-norm channels: expected a model with batch norm, "
-            "got one without; choose another defense for it",
-        )
+        use = f"{type(self).__name__} masks batch-norm channels"
+        need_layers(_maskable(model), use, "batch norm")
 
     def learn(self, model: nn.Module, data: ImageSet, *, rng: torch.Generator) -> Masks:
         """Learn the masks of a model that may be changed."""

@@ -8,11 +8,10 @@ from torch import Tensor, nn
 
 from ppr_core.config import Field
 from ppr_core.data.images import ImageSet
-from ppr_core.defenses.base import Defense
+from ppr_core.defenses.base import Defense, need_layers
 from ppr_core.defenses.forgetting import forget
 from ppr_core.defenses.selection import strongest
 from ppr_core.defenses.sharpness import sam_gradient
-from ppr_core.errors import need
 from ppr_core.method import Outcome, fork
 from ppr_core.models import clone, convolutions
 from ppr_core.runtime import Record
@@ -54,11 +53,7 @@ class Tsbd(Defense):
 
     def check(self, model: nn.Module, data: ImageSet) -> None:
         """Raise ConfigError for a model without convolutions, whose channels are the neurons."""
-        need(
-            any(True for _ in convolutions(model)),
-            "Tsbd resets channels of convolutions: expected a model with some, got one without; "
-            "choose another defense for it",
-        )
+        need_layers(convolutions(model), "Tsbd resets channels of convolutions", "some")
 
     def run(
         self,
