@@ -1,13 +1,12 @@
-"""The command line: `python -m ppr_core ...`, also installed as `ppr`; the only papermill user."""
+"""The command line: `python -m ppr_core ...`, also installed as `ppr`."""
 
 import argparse
-import ast
 import logging
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -155,36 +154,51 @@ def _settings(
 
 
 def _study(arguments: argparse.Namespace) -> int:
+    from ppr_core import notebooks
     from ppr_core.study import Lab
     from ppr_core.tracking import Store
 
     plan = _plan(arguments)
-    for name in plan.study.notebooks:
-        find_notebook(name)
+    sections = [notebooks.find(name) for name in plan.study.notebooks]
     store = Store()
     if arguments.dry_run:
         return _dry_run(plan, Lab(store))
-    notebooks = [] if arguments.no_notebooks else plan.study.notebooks
-    return _compute(plan, store, notebooks, arguments.engine, arguments.gpu_share)
+    if arguments.no_notebooks:
+        sections = []
+    return _compute(plan, store, sections, arguments.engine, arguments.gpu_share)
 
 
-def _compute(plan: Any, store: Any, notebooks: list[str], *where: Any) -> int:
+def _compute(plan: Any, store: Any, sections: list[Path], *where: Any) -> int:
     """Compute a study, print its table, execute its notebooks, write its report."""
-    from ppr_core import comparison, engine, report, results
+    from ppr_core import comparison, engine, notebooks, report, results
     from ppr_core.study import Lab
 
     print(f"study {plan.study.name}: {len(plan.stages())} stages on {plan.device}", flush=True)
-    failures = engine.run(plan, Lab(store), *where)
+    lab = Lab(store)
+    failures = engine.run(plan, lab, *where)
     comparison.log_cells(plan, store)
     print("\n" + results.text_table(results.cells(plan, store)) + "\n", flush=True)
-    broken = sum(execute(find_notebook(name), plan, store) for name in notebooks)
+    clock = time.time()
+    broken = notebooks.execute_all(sections, plan, store)
+    told = time.time() - clock
     path = report.write(plan, store)
+    print(f"time     {_shares({'computing stages': lab.computing, 'notebooks': told})}")
     print(f"report   {path}")
     print("compare  make ui      (MLflow, experiment " + repr(plan.study.name) + ")")
     print("explore  make lab     (JupyterLab, notebooks/)")
     for name, reason in failures.items():
         print(f"failed   {name}: {reason}", file=sys.stderr)
     return 1 if failures or broken else 0
+
+
+def _shares(seconds: dict[str, float]) -> str:
+    """Say how long this process has run, and which shares of it the named parts have taken."""
+    import psutil
+
+    whole = time.time() - psutil.Process().create_time()
+    parts = [f"{100 * part / whole:.0f} % {name}" for name, part in seconds.items()]
+    rest = 100 * (whole - sum(seconds.values())) / whole
+    return f"{whole // 60:.0f}:{whole % 60:02.0f}; " + ", ".join([*parts, f"{rest:.0f} % the rest"])
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -222,106 +236,24 @@ def _dry_run(plan: Any, lab: Any) -> int:
     return 0
 
 
-# -- notebooks -----------------------------------------------------------------------------------
-
-
-def find_notebook(name: str) -> Path:
-    """Return the path of a notebook given by path or by name.
-
-    Raises:
-        ConfigError: no such notebook; the known ones are listed.
-    """
-    known = sorted((ROOT / "notebooks").glob("*.ipynb"))
-    for path in (Path(name), ROOT / "notebooks" / name, ROOT / "notebooks" / f"{name}.ipynb"):
-        if path.suffix == ".ipynb" and path.is_file():
-            return path.resolve()
-    names = ", ".join(path.stem for path in known)
-    raise ConfigError(f"expected a notebook, got {name!r}; known: {names}")
-
-
-def declared(notebook: Path) -> dict[str, Any]:
-    """Return the names and literal defaults of a notebook's parameters cell."""
-    import nbformat
-
-    for cell in nbformat.read(notebook, as_version=4).cells:
-        if "parameters" in cell.metadata.get("tags", []):
-            nodes = ast.parse(cell.source).body
-            return {node.target.id: ast.literal_eval(node.value) for node in nodes}
-    raise ConfigError(f"expected a cell tagged 'parameters' in {notebook}, got none")
-
-
-def execute(notebook: Path, plan: Any, store: Any) -> int:
-    """Execute a notebook with a study's settings, unless the store has just that execution.
-
-    Returns:
-        0, or 1 where a cell failed; the executed copy is an artifact in both cases.
-    """
-    import papermill
-    from jupyter_client.manager import AsyncKernelManager
-    from papermill.exceptions import PapermillExecutionError
-
-    from ppr_core.config import digest
-
-    class QuietKernelManager(AsyncKernelManager):
-        """Talks over files, not TCP ports: parallel executions cannot collide."""
-
-        transport = "ipc"
-
-    settings = plan.study.model_dump(exclude_unset=True)
-    settings = {key: value for key, value in settings.items() if key in declared(notebook)}
-    key = digest([notebook.read_text(), settings, [stage.key for stage in plan.stages()]])
-    if store.find(key):
-        print(f"notebook {notebook.stem}: executed before, nothing has changed")
-        return 0
-    run_id = store.start(
-        plan.study.name,
-        notebook.stem,
-        tags={"kind": "notebook", "notebook": notebook.stem, "key": key},
-        params={name: value for name, value in settings.items() if name != "name"},
-    )
-    print(f"notebook {notebook.stem} ...", flush=True)
-    os.environ["PPR_RUN"] = run_id
-    error = ""
-    with tempfile.TemporaryDirectory() as scratch:
-        copy = Path(scratch) / notebook.name
-        try:
-            papermill.execute_notebook(
-                str(notebook),
-                str(copy),
-                settings,
-                kernel_name="python3",
-                kernel_manager_class=QuietKernelManager,
-                cwd=str(ROOT),
-                progress_bar=False,
-            )
-        except PapermillExecutionError as failure:
-            error = f"cell {failure.exec_count}: {failure.ename}: {failure.evalue}"
-        except (RuntimeError, OSError) as failure:  # a kernel that died or never started
-            error = f"{type(failure).__name__}: {failure}"
-        finally:
-            del os.environ["PPR_RUN"]
-        if copy.exists():
-            store.attach(run_id, copy)
-    store.finish(run_id, "FAILED" if error else "FINISHED")
-    if error:
-        print(f"notebook {notebook.stem} failed in {error}", file=sys.stderr)
-    return 1 if error else 0
+# -- one notebook -----------------------------------------------------------------------------
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from ppr_core import notebooks
     from ppr_core.config import unknown
     from ppr_core.plan import Plan
     from ppr_core.section import resolve
     from ppr_core.tracking import Store
 
-    notebook = find_notebook(arguments.notebook)
-    known = declared(notebook)
+    notebook = notebooks.find(arguments.notebook)
+    known = notebooks.declared(notebook)
     for pair in arguments.set:
         name = pair.partition("=")[0].split(".")[0]
         need(name in known, unknown(f"parameter of {notebook.stem}", name, known))
     values = _settings(arguments.file, arguments.set)
     plan = Plan(resolve({**known, **values}))
-    return execute(notebook, plan, Store())
+    return notebooks.execute(notebook, plan, Store())
 
 
 # -- listings and checks ---------------------------------------------------------------------

@@ -2,13 +2,12 @@
 
 import copy
 from collections.abc import Iterator, Mapping
+from enum import Enum
 from typing import ClassVar
 
 import torch
-import torchvision.models as zoo
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from ppr_core.config import Field, Settings, derive, from_registry
 from ppr_core.errors import CheckpointError, ConfigError, need
@@ -103,9 +102,12 @@ class Architecture(Settings):
 
 class _ResNet(Architecture):
     width: int = Field(64, ge=1, description="channels of the first stage")
-    block: ClassVar[type[nn.Module]]
+    block: ClassVar[str]
 
     def _backbone(self, blocks: tuple[int, ...]) -> tuple[nn.Sequential, int]:
+        from torchvision.models import resnet  # late: it takes a second, and few commands build
+
+        block = getattr(resnet, self.block)
         channels = self.width
         layers: list[nn.Module] = [
             nn.Conv2d(3, channels, 3, padding=1, bias=False),
@@ -117,12 +119,12 @@ class _ResNet(Architecture):
             stage_layers = []
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
-                out = planes * self.block.expansion
+                out = planes * block.expansion
                 down = None
                 if stride != 1 or channels != out:
                     conv = nn.Conv2d(channels, out, 1, stride, bias=False)
                     down = nn.Sequential(conv, nn.BatchNorm2d(out))
-                stage_layers.append(self.block(channels, planes, stride, down))
+                stage_layers.append(block(channels, planes, stride, down))
                 channels = out
             layers.append(nn.Sequential(*stage_layers))
         return nn.Sequential(*layers), channels
@@ -132,7 +134,7 @@ class ResNet18(_ResNet):
     """ResNet-18 with a 3x3 stem and no max-pooling, for 32-pixel images."""
 
     source: ClassVar[str] = "He et al. 2016, arXiv:1512.03385, sec. 4.2"
-    block: ClassVar[type[nn.Module]] = BasicBlock
+    block: ClassVar[str] = "BasicBlock"
     blocks: int = Field(2, ge=1, le=2, description="blocks a stage; 1 for small studies")
 
     def make(self, num_classes: int) -> Classifier:
@@ -145,7 +147,7 @@ class ResNet50(_ResNet):
     """ResNet-50 with a 3x3 stem and no max-pooling, for 32-pixel images."""
 
     source: ClassVar[str] = "He et al. 2016, arXiv:1512.03385, sec. 4.2"
-    block: ClassVar[type[nn.Module]] = Bottleneck
+    block: ClassVar[str] = "Bottleneck"
 
     def make(self, num_classes: int) -> Classifier:
         """Build with torch's default initialisation."""
@@ -164,8 +166,10 @@ class DenseNet161(Architecture):
 
     def make(self, num_classes: int) -> Classifier:
         """Build with torchvision's initialisation."""
+        from torchvision.models import DenseNet
+
         blocks = (6, 12, 36, 24)
-        net = zoo.DenseNet(self.width, blocks, 2 * self.width, num_classes=num_classes)
+        net = DenseNet(self.width, blocks, 2 * self.width, num_classes=num_classes)
         return Classifier(net.features, net.classifier, relu_head=True)
 
 
@@ -179,11 +183,13 @@ class ResNet18ImageNet(Architecture):
 
     def make(self, num_classes: int) -> Classifier:
         """Build; the ImageNet weights come through torchvision's own loader."""
+        from torchvision.models import resnet18
+
         need(
             self.width == 64 or not self.pretrained,
             f"expected width 64 with pretrained weights, got {self.width}; set pretrained: false",
         )
-        net = zoo.resnet18(weights=self._weights())
+        net = resnet18(weights=self._weights())
         stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
         layers = nn.Sequential(stem, net.layer1, net.layer2, net.layer3, net.layer4)
         channels = 512
@@ -196,10 +202,12 @@ class ResNet18ImageNet(Architecture):
             layers, nn.Linear(channels, num_classes), stats=IMAGENET_STATS, size=self.size
         )
 
-    def _weights(self) -> zoo.ResNet18_Weights | None:
+    def _weights(self) -> Enum | None:
+        from torchvision.models import ResNet18_Weights
+
         if not self.pretrained:
             return None
-        weights = zoo.ResNet18_Weights.IMAGENET1K_V1
+        weights = ResNet18_Weights.IMAGENET1K_V1
         try:
             weights.get_state_dict(progress=True, check_hash=True)
         except (OSError, RuntimeError) as error:
@@ -212,7 +220,7 @@ class ResNet18ImageNet(Architecture):
 
 
 class _Narrow(_ResNet):
-    block: ClassVar[type[nn.Module]] = BasicBlock
+    block: ClassVar[str] = "BasicBlock"
 
 
 MODELS: dict[str, type[Architecture]] = {

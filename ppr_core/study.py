@@ -30,6 +30,9 @@ class Lab:
     Args:
         store: where results are looked up and kept.
         report: called after each epoch with (stage, records so far, epochs in all).
+
+    Attributes:
+        computing: seconds that the stages computed here have taken.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class Lab:
     ) -> None:
         self.store = store
         self.report = report
+        self.computing = 0.0
         self._read: dict[str, Result] = {}
         self._stamped: dict[str, ImageSet] = {}
 
@@ -91,6 +95,7 @@ class Lab:
             ):
                 result = WORK[stage.kind](self, stage)
             result.metrics["seconds"] = time.perf_counter() - clock
+            self.computing += result.metrics["seconds"]
             self.store.log(run_id, metrics=result.metrics)
             keep(result.history)
             self.store.save(run_id, result)

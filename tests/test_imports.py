@@ -37,6 +37,7 @@ ORDER = [
     "plots",
     "section",
     "explorer",
+    "notebooks",
     "report",
     "doctor",
     "cli",
@@ -44,7 +45,7 @@ ORDER = [
 ]
 ONLY_IMPORTER = {
     "mlflow": {"tracking"},
-    "papermill": {"cli"},
+    "papermill": {"notebooks"},
     "matplotlib": {"plots", "section"},
     "seaborn": {"plots"},
     "ray": {"engine"},

@@ -8,8 +8,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from ppr_core.cli import ROOT, declared, main
+from ppr_core import notebooks
+from ppr_core.cli import ROOT, main
 from ppr_core.config import Study
+from ppr_core.notebooks import declared
+from ppr_core.plan import Plan
 from tests.conftest import TINY_PAM, TINY_STUDY
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -132,3 +135,24 @@ def test_a_failing_notebook_is_an_honest_exit_code(store, tmp_path, capsys):
     [run] = store.search("tiny", kind="notebook")
     assert run.info.status == "FAILED"
     assert store.artifacts(run.info.run_id, "broken.ipynb").exists()
+
+
+def test_notebooks_run_at_once_and_one_that_dies_stops_no_other(store, tmp_path, capsys):
+    source = nbformat.read(ROOT / "notebooks" / "02_retuning_attack.ipynb", as_version=4)
+    source.cells = source.cells[2:5]  # a note, the parameters, and what stands here
+    endings = {
+        "dies": "import os; os.write(2, b'out of memory'); os._exit(9)",
+        "says": "import os; print(os.environ['PPR_RUN'], os.environ['PPR_COMPUTED'], os.getcwd())",
+    }
+    for name, code in endings.items():
+        source.cells[2].source = code
+        nbformat.write(source, tmp_path / f"{name}.ipynb")
+    plan = Plan(Study(**TINY_STUDY))
+    files = [tmp_path / f"{name}.ipynb" for name in endings]
+    assert notebooks.execute_all(files, plan, store) == 1
+    assert "out of memory" in capsys.readouterr().err
+    [dead] = store.search("tiny", notebook="dies")
+    [run] = store.search("tiny", notebook="says")
+    assert (dead.info.status, run.info.status) == ("FAILED", "FINISHED")
+    copy = nbformat.read(store.artifacts(run.info.run_id, "says.ipynb"), as_version=4)
+    assert copy.cells[-1].outputs[0].text.split() == [run.info.run_id, "1", str(ROOT)]

@@ -4,7 +4,8 @@ from collections import Counter
 
 import pytest
 
-from ppr_core.cli import ROOT, find_notebook
+from ppr_core import notebooks
+from ppr_core.cli import ROOT
 from ppr_core.config import Study
 from ppr_core.plan import CLEAN, NO_DEFENSE, Plan
 
@@ -27,7 +28,7 @@ def test_every_study_file_resolves(path):
     assert list(plan.cells())
     if "path" not in type(plan.dataset).model_fields:  # their keys are the content of files
         assert plan.stages()
-    assert all(find_notebook(name).exists() for name in plan.study.notebooks)
+    assert all(notebooks.find(name).exists() for name in plan.study.notebooks)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -74,7 +75,7 @@ def test_a_figure_costs_only_its_own_measures_after_its_table(name, costs, first
 def test_a_study_measures_what_its_notebooks_show(path):
     plan = load(path.stem)
     for notebook in plan.study.notebooks:
-        cells = json.loads(find_notebook(notebook).read_text())["cells"]
+        cells = json.loads(notebooks.find(notebook).read_text())["cells"]
         source = "".join(line for cell in cells for line in cell["source"])
         for measure in re.findall(r'section\.need\("(\w+)"\)', source):
             assert measure in plan.measures, f"{notebook} needs {measure}"
