@@ -127,10 +127,19 @@ def all_of(*answers: Answer) -> Answer:
 
 def falls(values: pd.Series, by: float, what: str) -> Answer:
     """Answer whether a figure falls by so much from the smallest to the largest rho."""
+    return _along(values, -1, by, what)
+
+
+def rises(values: pd.Series, by: float, what: str) -> Answer:
+    """Answer whether a figure rises by so much from the smallest to the largest rho."""
+    return _along(values, 1, by, what)
+
+
+def _along(values: pd.Series, sign: int, by: float, what: str) -> Answer:
     if len(values) < 2:
         return None
     text = ", ".join(f"{rho:g}: {value:.1f}" for rho, value in values.items())
-    return bool(values.iloc[0] - values.iloc[-1] >= by), f"{what} by rho {text}"
+    return bool(sign * (values.iloc[-1] - values.iloc[0]) >= by), f"{what} by rho {text}"
 
 
 def explains(evidence: Evidence) -> Answer:

@@ -71,9 +71,9 @@ def _line(row: "results.pd.Series") -> dict[str, str]:
 
 
 def _figures(plan: Plan, store: Store) -> list[dict[str, str]]:
-    """Return the newest figures of each executed notebook, as data URIs."""
+    """Return the newest figures of each executed notebook, as data URIs; the explorer's last."""
     figures = []
-    for notebook in plan.study.notebooks:
+    for notebook in sorted(plan.study.notebooks, key=lambda name: name.startswith("00")):
         runs = store.search(
             plan.study.name,
             query="attributes.status = 'FINISHED'",
@@ -84,7 +84,7 @@ def _figures(plan: Plan, store: Store) -> list[dict[str, str]]:
             continue
         for path in sorted(store.artifacts(runs[0].info.run_id, "figures").glob("*.png")):
             data = base64.b64encode(path.read_bytes()).decode()
-            title = path.stem.replace("_", " ")
+            title = path.stem.partition("_")[2].replace("_", " ")
             source = Markup(f"data:image/png;base64,{data}")
             figures.append({"title": title, "notebook": notebook, "source": source})
     return figures

@@ -14,6 +14,7 @@ from ppr_core.evidence import (
     at_least,
     at_most,
     falls,
+    rises,
 )
 
 PAM = "PAM through RA"
@@ -37,10 +38,6 @@ def _proxy(e: Evidence) -> Answer:
         at_least(float(found.iloc[0]), HIGH, "P-ASR at rho 0"),
         falls(found, FAR, "P-ASR"),
     )
-
-
-def _rises(e: Evidence, column: str, what: str) -> Answer:
-    return falls(-e.along_rho(column), 0.0, f"minus the {what}")
 
 
 def _range(e: Evidence, column: str) -> float:
@@ -112,7 +109,7 @@ CLAIMS = [
         51,
         "A larger rho raises the barrier",
         GRID + ", with the measure path",
-        lambda e: _rises(e, "barrier", "barrier"),
+        lambda e: rises(e.along_rho("barrier"), 0.0, "barrier"),
     ),
     Claim(
         52,
@@ -135,7 +132,7 @@ CLAIMS = [
         56,
         "A larger rho deviates further",
         GRID + ", with the measure path",
-        lambda e: _rises(e, "distance", "distance"),
+        lambda e: rises(e.along_rho("distance"), 0.0, "distance"),
     ),
     Claim(
         57,
