@@ -16,11 +16,12 @@ from matplotlib.image import imsave
 from torch import Tensor
 
 from ppr_core.plan import CLEAN as CLEAN_MODEL
-from ppr_core.plan import NO_ATTACK
-from ppr_core.results import label
+from ppr_core.plan import NO_ATTACK, NO_DEFENSE
+from ppr_core.results import COLOURS, label
 
 # Colour-blind safe, and told apart in print by lightness.
 BEFORE, AFTER, CLEAN = "#88b4d8", "#c0392b", "#2c7a4b"
+MARKERS = "oXsPD^v*<>ph"  # tell apart what colours do not
 SHOWN = 0.98  # share of the differences that a gallery's amplification leaves in range
 
 sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
@@ -38,16 +39,27 @@ def _legend(axis: Axes) -> None:
     axis.legend(title="", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
 
 
-def _curves(
-    axis: Axes, frame: pd.DataFrame, *, hue: str, order: list[str], legend: bool, **named: object
-) -> None:
-    """Draw lines told apart by colour and by marker; bands are the spread over seeds.
+def _look(column: pd.Series) -> dict[str, object]:
+    """Return how to tell apart what a whole figure's column names: by colour and by marker.
 
-    The order is that of the whole figure: a line that one panel lacks shifts no colour there.
+    A defense looks the same in every figure of a study, for its column is of the study's order.
     """
-    marks = {"style": hue, "markers": True, "dashes": False, "errorbar": "sd"}
-    orders = {"hue_order": order, "style_order": order}
-    sns.lineplot(frame, hue=hue, ax=axis, legend=legend, **orders, **marks, **named)
+    defenses = isinstance(column.dtype, pd.CategoricalDtype)
+    names = list(column.cat.categories) if defenses else _names(column)
+    colours = COLOURS if defenses else sns.color_palette("colorblind")
+    present = [name for name in names if (column == name).any()]
+    return {
+        "hue_order": present,
+        "style_order": present,
+        "palette": {name: colours[i % len(colours)] for i, name in enumerate(names)},
+        "markers": {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(names)},
+    }
+
+
+def _curves(axis: Axes, frame: pd.DataFrame, *, hue: str, **named: object) -> None:
+    """Draw lines told apart by colour and by marker; bands are the spread over seeds."""
+    named = {"errorbar": "sd", "dashes": False, **named}
+    sns.lineplot(frame, hue=hue, style=hue, ax=axis, **named)
 
 
 def _names(column: pd.Series) -> list[str]:
@@ -105,17 +117,19 @@ def query_bars(rows: pd.DataFrame) -> Figure:
         rows: `results.cells` of a study that measures "query".
     """
     shown = {"o_asr": "triggered", "q_p_asr": "triggered + QRA", "q_c_asr": "clean + QRA"}
-    rows = rows[rows["q_p_asr"].notna()]
-    return _grouped_bars(_named(rows), shown, [BEFORE, AFTER, CLEAN])
+    rows = _named(rows)
+    return _grouped_bars(rows[rows["q_p_asr"].notna()], shown, [BEFORE, AFTER, CLEAN])
 
 
 def _named(rows: pd.DataFrame) -> pd.DataFrame:
     """Keep what has figures, under the names that tables use."""
-    rows = rows[(rows["status"] == "done") & (rows["attack"] != NO_ATTACK)]
-    return rows.assign(name=rows.apply(label, axis=1))
+    names = rows.apply(label, axis=1)
+    rows = rows.assign(name=pd.Categorical(names, _names(names)))
+    return rows[(rows["status"] == "done") & (rows["attack"] != NO_ATTACK)]
 
 
 def _grouped_bars(rows: pd.DataFrame, shown: Mapping[str, str], palette: list[str]) -> Figure:
+    rows = rows.astype({"name": str})
     attacks = _names(rows["attack"])
     height = (0.1 + 0.16 * len(shown)) * rows["name"].nunique() + 1.4
     figure, axes = _figure(6.2 * len(attacks), height, ncols=len(attacks), sharey=True)
@@ -153,26 +167,27 @@ def budget_curves(points: pd.DataFrame) -> Figure:
     """
     swept = points.groupby("perturbation")["eps"].transform("nunique") > 1
     points = points[swept].assign(eps=255 * points["eps"])
-    kinds = [("qra", "defense")]
+    kinds = [("qra", "name")]
     if points["perturbation"].nunique() > 1:
         kinds.append(("controls", "perturbation"))
     attacks = _names(points["attack"])
     size = {"nrows": len(kinds), "ncols": 2 * len(attacks), "sharex": True, "sharey": True}
     figure, axes = _figure(4.4 * 2 * len(attacks) + 1.6, 3.4 * len(kinds), **size)
     for row, (kind, hue) in zip(axes, kinds, strict=True):
-        order = _names(points[hue])
+        models = ~points["defense"].isin([CLEAN_MODEL, "ep"])
+        chosen = points[points["perturbation"] == "qra"] if kind == "qra" else points[models]
+        look = _look(chosen[hue]) | ({} if kind == "qra" else {"errorbar": None})
         for index, attack in enumerate(attacks):
-            here = points[points["attack"] == attack]
-            purified = ~here["defense"].isin([CLEAN_MODEL, "ep"])
-            here = here[here["perturbation"] == "qra"] if kind == "qra" else here[purified]
+            here = chosen[chosen["attack"] == attack]
             for place, name in enumerate(("p_asr", "c_asr")):
                 axis = row[2 * index + place]
                 last = axis is row[-1]
-                _curves(axis, here, x="eps", y=name, hue=hue, order=order, legend=last)
+                _curves(axis, here, x="eps", y=name, hue=hue, legend=last, **look)
                 what = "triggered" if name == "p_asr" else "clean"
                 mean = "" if kind == "qra" else "\nmean of the purified models"
                 axis.set(title=f"{attack}: {what} images{mean}", ylim=(-3, 103))
                 axis.set(xlabel="budget (1/255)", ylabel="predicted as the target (%)")
+                axis.set_xticks(sorted(points["eps"].unique()))
         _legend(row[-1])
     figure.tight_layout()
     return figure
@@ -184,14 +199,14 @@ def transfer_bars(pairs: pd.DataFrame) -> Figure:
     Args:
         pairs: `results.transfers` of a study.
     """
-    pairs = pairs.assign(source=pairs["source"].str.replace("@", " rho "))
+    pairs = pairs.astype({"name": str})
     attacks = _names(pairs["attack"])
-    height = 0.4 * pairs["source"].nunique() + 1.4
+    height = 0.4 * pairs["name"].nunique() + 1.4
     figure, axes = _figure(5.4 * len(attacks), height, ncols=len(attacks), sharey=True)
     for axis, attack in zip(axes[0], attacks, strict=True):
         here = pairs[pairs["attack"] == attack]
-        sns.barplot(here, y="source", x="p_asr", errorbar=None, color=BEFORE, ax=axis)
-        sns.stripplot(here, y="source", x="p_asr", color=AFTER, size=4, ax=axis)
+        sns.barplot(here, y="name", x="p_asr", errorbar=None, color=BEFORE, ax=axis)
+        sns.stripplot(here, y="name", x="p_asr", color=AFTER, size=4, ax=axis)
         axis.set(title=attack, xlabel="P-ASR on the other models (%)", xlim=(0, 103))
         axis.set_ylabel("perturbation learnt on")
     figure.tight_layout()
@@ -206,7 +221,7 @@ def path_curves(points: pd.DataFrame, figure_of: str = "backdoor_error") -> Figu
         figure_of: "backdoor_error" (100 - ASR) or "clean_error" (100 - C-Acc).
     """
     attacks, ways = _names(points["attack"]), _names(points["batch_norm"])
-    lines = {"hue": "defense", "order": _names(points["defense"])}
+    lines = {"hue": "name", **_look(points["name"])}
     size = {"nrows": len(ways), "ncols": len(attacks), "sharex": True, "sharey": True}
     figure, axes = _figure(5.2 * len(attacks) + 1.8, 3.5 * len(ways), **size)
     for row, way in zip(axes, ways, strict=True):
@@ -228,7 +243,8 @@ def what_predicts(rows: pd.DataFrame) -> Figure:
     Args:
         rows: `results.cells` of a study that measures "path".
     """
-    rows = _named(rows[rows["distance"].notna()])
+    rows = _named(rows)
+    rows = rows[rows["distance"].notna()]
     shown = {
         "distance": "L2 distance from the backdoored model",
         "path_distance": "L2 distance along the path, ASR asleep",
@@ -236,11 +252,7 @@ def what_predicts(rows: pd.DataFrame) -> Figure:
     }
     figure, axes = _figure(14.4, 4.0, ncols=3, sharey=True)
     for axis, (name, title) in zip(axes[0], shown.items(), strict=True):
-        last = axis is axes[0][-1]
-        style = "attack" if rows["attack"].nunique() > 1 else "name"
-        sns.scatterplot(
-            rows, x=name, y="p_asr", hue="name", style=style, s=80, ax=axis, legend=last
-        )
+        _dots(axis, rows, x=name, legend=axis is axes[0][-1])
         axis.set(xlabel=title, ylabel="P-ASR after RA (%)", ylim=(-3, 103))
     _legend(axes[0][-1])
     figure.tight_layout()
@@ -254,7 +266,7 @@ def retuning_curves(history: pd.DataFrame) -> Figure:
         history: `results.histories(plan, store, "retuned")`; epoch 0 is before RA.
     """
     attacks = _names(history["attack"])
-    lines = {"hue": "defense", "order": _names(history["defense"])}
+    lines = {"hue": "name", **_look(history["name"])}
     size = {"ncols": len(attacks), "nrows": 2, "sharex": True, "sharey": "row"}
     figure, axes = _figure(5.6 * len(attacks) + 1.2, 6.4, **size)
     for column, attack in enumerate(attacks):
@@ -285,16 +297,9 @@ def rho_curves(rows: pd.DataFrame) -> Figure:
     for axis, attack in zip(axes[0], attacks, strict=True):
         here = grid[grid["attack"] == attack].melt(["rho"], list(lines), "figure", "value")
         here["figure"] = here["figure"].map(lines)
-        _curves(
-            axis,
-            here,
-            x="rho",
-            y="value",
-            hue="figure",
-            order=list(lines.values()),
-            palette=[CLEAN, BEFORE, AFTER],
-            legend=axis is axes[0][-1],
-        )
+        look = _look(here["figure"]) | {"palette": [CLEAN, BEFORE, AFTER]}
+        last = axis is axes[0][-1]
+        _curves(axis, here, x="rho", y="value", hue="figure", legend=last, **look)
         axis.set(title=attack, xlabel="rho (L2 length of the path step)", ylabel="percent")
         axis.set_ylim(-3, 103)
     _legend(axes[0][-1])
@@ -309,7 +314,7 @@ def training_curves(history: pd.DataFrame) -> Figure:
         history: `results.histories(plan, store, "backdoored")`.
     """
     figure, axes = _figure(11, 3.8, ncols=2)
-    lines = {"hue": "attack", "order": _names(history["attack"])}
+    lines = {"hue": "attack", **_look(history["attack"])}
     for axis, name, title in zip(axes[0], ("c_acc", "asr"), ("C-Acc", "ASR"), strict=True):
         last = name == "asr"
         _curves(axis, history, x="epoch", y=name, legend=last, **lines)
@@ -321,18 +326,27 @@ def training_curves(history: pd.DataFrame) -> Figure:
 
 def trade_off(rows: pd.DataFrame) -> Figure:
     """Scatter what a defense costs (C-Acc lost) against what it leaves (P-ASR)."""
-    done = rows[(rows["status"] == "done") & rows["p_asr"].notna()]
-    before = rows[rows["defense"] == "none"].set_index(["attack", "seed"])["o_c_acc"]
+    before = rows[rows["defense"] == NO_DEFENSE].set_index(["attack", "seed"])["o_c_acc"]
+    done = _named(rows)
+    done = done[done["p_asr"].notna()]
     keys = list(zip(done["attack"], done["seed"], strict=True))
-    lost = before.loc[keys].to_numpy() - done["o_c_acc"].to_numpy(dtype=float)
-    done = done.assign(lost=lost, defense=done.apply(label, axis=1))
+    done = done.assign(lost=before.loc[keys].to_numpy() - done["o_c_acc"].to_numpy(dtype=float))
     figure, axes = _figure(7.6, 4.6)
-    kind = {"hue": "defense", "style": "attack" if done["attack"].nunique() > 1 else None}
-    sns.scatterplot(done, x="lost", y="p_asr", s=90, ax=axes[0][0], **kind)
+    _dots(axes[0][0], done, x="lost")
     axes[0][0].set(xlabel="C-Acc lost (points)", ylabel="P-ASR after RA (%)", ylim=(-3, 103))
     _legend(axes[0][0])
     figure.tight_layout()
     return figure
+
+
+def _dots(axis: Axes, rows: pd.DataFrame, *, x: str, legend: bool = True) -> None:
+    """Scatter P-ASR over a column: a colour a defense, and a marker where no attack takes it."""
+    look = _look(rows["name"])
+    if rows["attack"].nunique() > 1:
+        by = {"style": "attack", **look, "style_order": None, "markers": True}
+    else:
+        by = {"style": "name", **look}
+    sns.scatterplot(rows, x=x, y="p_asr", hue="name", s=80, ax=axis, legend=legend, **by)
 
 
 @dataclass(frozen=True)

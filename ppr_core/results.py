@@ -1,5 +1,6 @@
 """A study's results, read from the store: one row a cell, and the curves behind them."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -13,6 +14,12 @@ from ppr_core.plan import CLEAN, GRID, NO_ATTACK, NO_DEFENSE, Plan, Stage
 from ppr_core.study import Lab
 from ppr_core.tracking import Store
 
+# Of the defenses of a study, in its order: the same in every figure and chart.
+COLOURS = (
+    *("#8c8c8c", "#2c7a4b", "#6fbf73", "#c0392b", "#e8850c", "#8e44ad", "#8c564b", "#d66fb0"),
+    *("#9fd3f5", "#4a90d9", "#123f8c", "#b8a100", "#17a2a2", "#e5a58f", "#5d3a9b", "#a6761d"),
+    *("#000000", "#66c2a5", "#fc8d62", "#8da0cb", "#e78ac3", "#a6d854", "#ffd92f", "#b15928"),
+)
 # What a study may measure beside RA: column -> (measure, its figure).
 MEASURED = {
     "q_p_asr": ("query", "p_asr"),
@@ -64,18 +71,18 @@ def cells(plan: Plan, store: Store) -> pd.DataFrame:
 
 def _row(plan: Plan, store: Store, attack: str, defense: str, seed: int) -> dict[str, Any]:
     method = plan.defenses.get(defense)
-    rho = method.rho if isinstance(method, Pam) else None
+    shown, rho, oracle = _about(plan, defense)
     pretrained = getattr(plan.model, "pretrained", True)  # where there is no choice: as ever
     row: dict[str, Any] = {
         "dataset": plan.study.dataset["name"],
         "model": plan.study.model["name"] + ("" if pretrained else " from scratch"),
         "poison_rate": 0.0 if attack == NO_ATTACK else plan.attacks[attack].poison_rate,
         "attack": attack,
-        "defense": "pam" if defense.startswith(GRID) else defense,
+        "defense": shown,
         "seed": seed,
         "rho": rho,
         "ra_poisons": None if attack == NO_ATTACK else plan.retuning[attack].poisoned,
-        "oracle": bool(method and method.oracle),
+        "oracle": oracle,
         "privileges": method.privileges if method else "",
     }
     last = plan.last(attack, defense, seed)
@@ -222,9 +229,26 @@ def examples(
 
 
 def label(row: pd.Series) -> str:
-    """Return how a table names a row: the defense, PAM's rho, and the word oracle."""
-    rho = f" rho {row['rho']:g}" if pd.notna(row["rho"]) else ""
-    return f"{row['defense']}{rho}{' (oracle)' if row['oracle'] else ''}"
+    """Return how tables and figures name a row: the defense, PAM's rho, and the word oracle."""
+    return _label(row["defense"], row["rho"], row["oracle"])
+
+
+def _label(defense: str, rho: float | None, oracle: bool) -> str:
+    return f"{defense}{f' rho {rho:g}' if pd.notna(rho) else ''}{' (oracle)' if oracle else ''}"
+
+
+def _labels(plan: Plan, defenses: Iterable[str]) -> pd.Categorical:
+    """Return the labels of a plan's defenses; their order, and so their colours, is the plan's."""
+    known = {defense: _label(*_about(plan, defense)) for _, defense, _ in plan.cells()}
+    named = [known[defense] for defense in defenses]
+    return pd.Categorical(named, categories=list(dict.fromkeys(known.values())))
+
+
+def _about(plan: Plan, defense: str) -> tuple[str, float | None, bool]:
+    """Return a defense's name in tables, PAM's rho, and whether it is an oracle."""
+    method = plan.defenses.get(defense)
+    rho = method.rho if isinstance(method, Pam) else None
+    return "pam" if defense.startswith(GRID) else defense, rho, bool(method and method.oracle)
 
 
 def markdown_table(rows: pd.DataFrame) -> str:
@@ -264,7 +288,10 @@ def cell_text(row: pd.Series, name: str) -> str:
 
 
 def histories(plan: Plan, store: Store, kind: str) -> pd.DataFrame:
-    """Return the per-epoch records of every finished stage of one kind, one row an epoch."""
+    """Return the per-epoch records of every finished stage of one kind, one row an epoch.
+
+    Columns: attack, defense, seed, name (the label in figures), epoch, and what was recorded.
+    """
     frames = []
     for stage in plan.stages():
         run = store.find(stage.key) if stage.kind == kind else None
@@ -273,6 +300,7 @@ def histories(plan: Plan, store: Store, kind: str) -> pd.DataFrame:
         frame = pd.DataFrame(store.summary(run).history)
         frame["attack"], frame["seed"] = stage.attack, stage.seed
         frame["defense"] = stage.defense.replace("@", " rho ")
+        frame["name"] = _labels(plan, [stage.defense or NO_DEFENSE] * len(frame))
         frames.append(frame)
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
@@ -280,7 +308,8 @@ def histories(plan: Plan, store: Store, kind: str) -> pd.DataFrame:
 def queries(plan: Plan, store: Store) -> pd.DataFrame:
     """Return QRA, its controls and the optimised triggers over the budget, one row a point.
 
-    Columns: attack, defense, seed, perturbation, eps, c_asr, p_asr (percent).
+    Columns: attack, defense, seed, name (the label in figures), perturbation, eps, c_asr, p_asr
+    (percent).
     """
     return _points(plan, store, ("query", "query_alone", "controls", "triggers"))
 
@@ -288,8 +317,8 @@ def queries(plan: Plan, store: Store) -> pd.DataFrame:
 def paths(plan: Plan, store: Store) -> pd.DataFrame:
     """Return the errors along every path, one row a point.
 
-    Columns: attack, defense, seed, start ("backdoored"; "purified" for the path to EP),
-    batch_norm, t, backdoor_error, clean_error (percent).
+    Columns: attack, defense, seed, name (the label in figures), start ("backdoored"; "purified"
+    for the path to EP), batch_norm, t, backdoor_error, clean_error (percent).
     """
     return _points(plan, store, ("path", "connection"))
 
@@ -297,13 +326,13 @@ def paths(plan: Plan, store: Store) -> pd.DataFrame:
 def transfers(plan: Plan, store: Store) -> pd.DataFrame:
     """Return the P-ASR of every QRA perturbation on the other models, one row a pair.
 
-    Columns: attack, seed, source, target, p_asr (percent).
+    Columns: attack, seed, source, target, name (the source's label in figures), p_asr (percent).
     """
     return _points(plan, store, ("transfer",))
 
 
 def _points(plan: Plan, store: Store, kinds: tuple[str, ...]) -> pd.DataFrame:
-    rows = []
+    rows, defenses = [], []
     for stage in plan.stages():
         run = store.find(stage.key) if stage.kind in kinds else None
         if run is None:
@@ -313,8 +342,10 @@ def _points(plan: Plan, store: Store, kinds: tuple[str, ...]) -> pd.DataFrame:
             about["defense"] = stage.defense.replace("@", " rho ")
         if stage.kind in ("path", "connection"):
             about["start"] = "backdoored" if stage.kind == "path" else "purified"
-        rows += [{**about, **point} for point in store.summary(run).info["rows"]]
-    return pd.DataFrame(rows)
+        points = store.summary(run).info["rows"]
+        rows += [{**about, **point} for point in points]
+        defenses += [stage.defense or point["source"] for point in points]
+    return pd.DataFrame(rows).assign(name=_labels(plan, defenses)) if rows else pd.DataFrame()
 
 
 def explained(rows: pd.DataFrame) -> pd.DataFrame:

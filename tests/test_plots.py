@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.colors import to_hex
 
-from ppr_core import plots
+from ppr_core import plots, results
 
 ROWS = pd.DataFrame(
     [
@@ -20,6 +21,15 @@ ROWS = pd.DataFrame(
     columns=["attack", "defense", "rho", "o_c_acc", "o_asr", "p_c_acc", "p_asr"],
 ).assign(seed=0, oracle=False, status="done")
 NAMES = ["none", "clean", "bti", "pam rho 0", "pam rho 1"]
+
+
+def named(frame, column="defense"):
+    """With the labels of a study in which these defenses have this order."""
+    order = [*NAMES, "fst", "ep (oracle)"]
+    labels = frame[column].replace({"ep": "ep (oracle)", "pam@1": "pam rho 1"})
+    return frame.assign(name=pd.Categorical(labels, order))
+
+
 MEASURED = ROWS.assign(
     q_p_asr=[None, 2.0, 60.0, 50.0, 40.0],
     q_c_asr=[None, 1.0, 5.0, 4.0, 3.0],
@@ -27,52 +37,61 @@ MEASURED = ROWS.assign(
     path_distance=[None, None, 1.0, 2.5, 2.0],
     barrier=[None, None, 10.0, 0.0, 30.0],
 )
-HISTORY = pd.DataFrame(
-    {
-        "epoch": [0, 1, 0, 1],
-        "asr": [1.0, 50.0, 0.5, 0.7],
-        "c_acc": [94.0, 93.0, 96.0, 95.0],
-        "attack": "blended",
-        "defense": ["bti", "bti", "clean", "clean"],
-        "seed": 0,
-    }
+HISTORY = named(
+    pd.DataFrame(
+        {
+            "epoch": [0, 1, 0, 1],
+            "asr": [1.0, 50.0, 0.5, 0.7],
+            "c_acc": [94.0, 93.0, 96.0, 95.0],
+            "attack": "blended",
+            "defense": ["bti", "bti", "clean", "clean"],
+            "seed": 0,
+        }
+    )
 )
 TRAINING = HISTORY.assign(attack=["badnet", "badnet", "blended", "blended"])
-QUERIES = pd.DataFrame(
-    [
-        {
-            "attack": "blended",
-            "defense": defense,
-            "seed": 0,
-            "perturbation": what,
-            "eps": eps / 255,
-            "p_asr": start + slope * eps,
-            "c_asr": slope * eps,
-        }
-        for defense, start in (("bti", 10.0), ("fst", 20.0), ("clean", 1.0), ("ep", 2.0))
-        for what, slope in (("qra", 4.0), ("sign noise", 0.5))
-        for eps in (0, 8, 16)
-    ]
+QUERIES = named(
+    pd.DataFrame(
+        [
+            {
+                "attack": "blended",
+                "defense": defense,
+                "seed": 0,
+                "perturbation": what,
+                "eps": eps / 255,
+                "p_asr": start + slope * eps,
+                "c_asr": slope * eps,
+            }
+            for defense, start in (("bti", 10.0), ("fst", 20.0), ("clean", 1.0), ("ep", 2.0))
+            for what, slope in (("qra", 4.0), ("sign noise", 0.5))
+            for eps in (0, 8, 16)
+        ]
+    )
 )
-PAIRS = pd.DataFrame(
-    [
-        ("blended", "bti", "fst", 10.0),
-        ("blended", "bti", "pam@1", 30.0),
-        ("blended", "pam@1", "bti", 50.0),
-        ("blended", "pam@1", "fst", 90.0),
-    ],
-    columns=["attack", "source", "target", "p_asr"],
+PAIRS = named(
+    pd.DataFrame(
+        [
+            ("blended", "bti", "fst", 10.0),
+            ("blended", "bti", "pam@1", 30.0),
+            ("blended", "pam@1", "bti", 50.0),
+            ("blended", "pam@1", "fst", 90.0),
+        ],
+        columns=["attack", "source", "target", "p_asr"],
+    ),
+    "source",
 )
-PATHS = pd.DataFrame(
-    [
-        (attack, defense, way, t, 100 * t**power, 5.0 + power * t)
-        for attack in ("badnet", "ssba")
-        for defense, power in (("bti", 2), ("fst", 3), ("ep", 0.5))
-        for way in ("interpolate", "recalibrate")
-        for t in (0.0, 0.5, 1.0)
-    ],
-    columns=["attack", "defense", "batch_norm", "t", "backdoor_error", "clean_error"],
-).assign(seed=0)
+PATHS = named(
+    pd.DataFrame(
+        [
+            (attack, defense, way, t, 100 * t**power, 5.0 + power * t)
+            for attack in ("badnet", "ssba")
+            for defense, power in (("bti", 2), ("fst", 3), ("ep", 0.5))
+            for way in ("interpolate", "recalibrate")
+            for t in (0.0, 0.5, 1.0)
+        ],
+        columns=["attack", "defense", "batch_norm", "t", "backdoor_error", "clean_error"],
+    ).assign(seed=0)
+)
 IMAGES = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
 
 # Every figure of the module: how it is drawn here; its panels' titles, x axes, y axes; its legend.
@@ -107,7 +126,7 @@ FIGURES = {
         ],
         ["budget (1/255)"] * 4,
         ["predicted as the target (%)"] * 4,
-        ["bti", "fst", "clean", "ep", "qra", "sign noise"],
+        ["clean", "bti", "fst", "ep (oracle)", "qra", "sign noise"],
     ),
     "transfer_bars": (
         lambda: plots.transfer_bars(PAIRS),
@@ -125,7 +144,7 @@ FIGURES = {
         ],
         ["position t on the path"] * 4,
         ["backdoor error (%)"] * 4,
-        ["bti", "fst", "ep"] * 2,
+        ["bti", "fst", "ep (oracle)"] * 2,
     ),
     "what_predicts": (
         lambda: plots.what_predicts(MEASURED),
@@ -143,7 +162,7 @@ FIGURES = {
         ["blended"] * 2,
         ["epoch of retuning"] * 2,
         ["ASR (%)", "C-Acc (%)"],
-        ["bti", "clean"],
+        ["clean", "bti"],
     ),
     "rho_curves": (
         lambda: plots.rho_curves(ROWS),
@@ -252,7 +271,7 @@ def test_budget_curves_show_each_model_above_and_the_controls_below():
     figure = plots.budget_curves(pd.concat([QUERIES, once], ignore_index=True))
     triggered, clean, controls, controls_clean = figure.axes
     budgets = [0.0, 8.0, 16.0]
-    assert lines(triggered) == [(budgets, [s, s + 32, s + 64]) for s in (10, 20, 1, 2)]
+    assert lines(triggered) == [(budgets, [s, s + 32, s + 64]) for s in (1, 10, 20, 2)]
     assert lines(clean) == [(budgets, [0, 32, 64])] * 4
     # The mean of bti and fst: the clean and EP models are no purified models.
     assert lines(controls) == [(budgets, [15, 47, 79]), (budgets, [15, 19, 23])]
@@ -275,7 +294,7 @@ def test_path_curves_run_along_t(figure_of):
     for axis in figure.axes:
         attack, way = axis.get_title().split(", batch norm: ")
         here = PATHS[(PATHS["attack"] == attack) & (PATHS["batch_norm"] == way)]
-        own = [group[figure_of].to_list() for _, group in here.groupby("defense", sort=False)]
+        own = [group[figure_of].to_list() for _, group in here.groupby("name", observed=True)]
         assert lines(axis) == [([0, 0.5, 1], values) for values in own]
         assert axis.get_ylabel() == f"{figure_of.replace('_', ' ')} (%)"
 
@@ -304,13 +323,14 @@ def test_a_band_is_the_spread_over_seeds():
 @pytest.mark.parametrize("poorer", ["first", "second"])
 def test_a_line_keeps_its_colour_where_a_panel_lacks_another(draw, frame, poorer):
     """A cell that failed in one attack must not pass its colour on to the next defense."""
-    frame, gone = frame[frame["attack"] == frame["attack"].iloc[0]], frame["defense"].iloc[0]
+    frame, gone = frame[frame["attack"] == frame["attack"].iloc[0]], frame["name"].iloc[0]
     both = pd.concat([frame.assign(attack=name) for name in ("first", "second")], ignore_index=True)
-    both = both[(both["attack"] != poorer) | (both["defense"] != gone)]
+    both = both[(both["attack"] != poorer) | (both["name"] != gone)]
     figure = draw(both)
     [shown] = [axis.get_legend() for axis in figure.axes if axis.get_legend()]
     names = [text.get_text() for text in shown.get_texts()]
-    assert set(names) == set(frame["defense"])
+    assert names == sorted(set(names), key=list(frame["name"].cat.categories).index)
+    assert set(names) == set(frame["name"])
     colours = [line.get_color() for line in shown.legend_handles]
     for axis in figure.axes:
         drawn = [line.get_color() for line in axis.get_lines() if len(line.get_xdata())]
@@ -318,6 +338,18 @@ def test_a_line_keeps_its_colour_where_a_panel_lacks_another(draw, frame, poorer
         pairs = zip(colours, names, strict=True)
         assert drawn == [colour for colour, name in pairs if whole or name != gone]
     assert any(len(lines(axis)) < len(names) for axis in figure.axes)
+
+
+@pytest.mark.parametrize("name", ["path_curves", "retuning_curves", "trade_off", "what_predicts"])
+def test_a_defense_looks_the_same_in_every_figure(name):
+    """Whatever else a figure shows: colour and marker are those of the study's order."""
+    for axis in FIGURES[name][0]().axes:
+        if not (shown := axis.get_legend()):
+            continue
+        for text, line in zip(shown.get_texts(), shown.legend_handles, strict=True):
+            place = list(PATHS["name"].cat.categories).index(text.get_text())
+            assert to_hex(line.get_color()) == results.COLOURS[place]
+            assert line.get_marker() == plots.MARKERS[place]
 
 
 def test_what_predicts_sets_p_asr_against_each_figure_of_the_path():
@@ -335,8 +367,8 @@ def test_rho_curves_run_along_rho():
 
 def test_retuning_curves_have_a_line_a_defense():
     top, bottom = plots.retuning_curves(HISTORY).axes
-    assert lines(top) == [([0, 1], [1.0, 50.0]), ([0, 1], [0.5, 0.7])]
-    assert lines(bottom) == [([0, 1], [94.0, 93.0]), ([0, 1], [96.0, 95.0])]
+    assert lines(top) == [([0, 1], [0.5, 0.7]), ([0, 1], [1.0, 50.0])]
+    assert lines(bottom) == [([0, 1], [96.0, 95.0]), ([0, 1], [94.0, 93.0])]
 
 
 def test_training_curves_show_every_attack():
