@@ -253,30 +253,37 @@ def _about(plan: Plan, defense: str) -> tuple[str, float | None, bool]:
 
 def markdown_table(rows: pd.DataFrame) -> str:
     """Return the result table as Markdown, such as the README's."""
-    lines = ["| attack | defense | C-Acc | O-ASR | P-ASR |", "|---|---|---:|---:|---:|"]
-    for _, row in summary(rows).iterrows():
-        figures = [cell_text(row, name) for name in ("o_c_acc", "o_asr", "p_asr")]
+    table = summary(rows)
+    heads = _heads(table)
+    lines = [f"| attack | defense | {' | '.join(heads.values())} |"]
+    lines.append(f"|---|---|{'---:|' * len(heads)}")
+    for _, row in table.iterrows():
+        figures = [cell_text(row, name) for name in heads]
         lines.append(f"| {' | '.join([row['attack'], label(row), *figures])} |")
     return "\n".join(lines)
 
 
 def text_table(rows: pd.DataFrame) -> str:
-    """Return the result table of a study as aligned text, with QRA and LMC where measured."""
+    """Return the result table of a study as aligned text."""
     table = summary(rows)
-    shown = {"o_c_acc": "C-Acc", "o_asr": "O-ASR", "p_asr": "P-ASR"}
-    further = {"q_p_asr": "QRA P-ASR", "q_c_asr": "QRA C-ASR", "barrier": "barrier"}
-    shown |= {
-        name: head for name, head in further.items() if name in table and any(table[name] >= 0)
-    }
-    heads = " ".join(f"{head:>12s}" for head in shown.values())
-    lines = [f"{'attack':12s} {'defense':22s} {heads} {'change':>8s}"]
+    heads = _heads(table)
+    titles = " ".join(f"{head:>12s}" for head in heads.values())
+    lines = [f"{'attack':12s} {'defense':22s} {titles} {'change':>8s}"]
     for _, row in table.iterrows():
         change = f"{row['change']:+.1f}" if pd.notna(row["change"]) else "-"
         if pd.isna(row["o_c_acc"]):
             change = "failed" if row["failed"] else "not run"
-        columns = " ".join(f"{cell_text(row, name):>12s}" for name in shown)
+        columns = " ".join(f"{cell_text(row, name):>12s}" for name in heads)
         lines.append(f"{row['attack']:12s} {label(row):22s} {columns} {change:>8s}")
     return "\n".join(lines)
+
+
+def _heads(table: pd.DataFrame) -> dict[str, str]:
+    """Return the columns that a result table shows, QRA and LMC where measured, and their heads."""
+    always = {"o_c_acc": "C-Acc", "o_asr": "O-ASR", "p_asr": "P-ASR"}
+    further = {"q_p_asr": "QRA P-ASR", "q_c_asr": "QRA C-ASR", "barrier": "barrier"}
+    measured = table.columns[table.notna().any()]
+    return always | {name: head for name, head in further.items() if name in measured}
 
 
 def cell_text(row: pd.Series, name: str) -> str:
