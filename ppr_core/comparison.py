@@ -18,6 +18,13 @@ LOGGED = [
     *("q_p_asr", "q_c_asr", "clean_retuned_asr", "trigger_asr", "barrier", "path_distance"),
     "seconds",
 ]
+EPOCHS = {"p_asr": "asr", "p_c_acc": "c_acc"}  # figures kept with every epoch of RA
+# Of the defenses, in the study's order; the UI's own come from the runs' ids, and meet often.
+COLOURS = (
+    *("#8c8c8c", "#2c7a4b", "#6fbf73", "#c0392b", "#e8850c", "#8e44ad", "#8c564b", "#d66fb0"),
+    *("#9fd3f5", "#4a90d9", "#123f8c", "#b8a100", "#17a2a2", "#e5a58f", "#5d3a9b", "#a6761d"),
+    *("#000000", "#66c2a5", "#fc8d62", "#8da0cb", "#e78ac3", "#a6d854", "#ffd92f", "#b15928"),
+)
 ABOUT = ["attack", "defense", "rho", "seed", "dataset", "model", "poison_rate"]
 CELLS = """tags."ppr.kind" = 'cell'"""
 NOTE = f"""Study **{{name}}**: does a purified model keep a sleeping backdoor?
@@ -38,6 +45,8 @@ def log_cells(plan: Plan, store: Store) -> None:
     rows[LOGGED] = rows[LOGGED].astype(float).round(2)  # the UI's columns are narrow
     study = plan.study.name
     store.describe(study, NOTE.format(name=study), dict(_view(*view) for view in VIEWS))
+    names = list(dict.fromkeys(rows["label"]))
+    rows["colour"] = [COLOURS[names.index(name) % len(COLOURS)] for name in rows["label"]]
     for (attack, name), group in rows[rows["status"] == "done"].groupby(
         ["attack", "label"], sort=False
     ):
@@ -65,7 +74,7 @@ def log_cells(plan: Plan, store: Store) -> None:
 def _log_cell(plan: Plan, store: Store, row: pd.Series) -> str:
     """Return the run of a cell; one with older figures makes room for it."""
     figures = {name: row[name] for name in LOGGED if pd.notna(row[name])}
-    key = digest(["cell", plan.study.name, row["label"], row["last"], figures])
+    key = digest(["cell: epochs, colour", plan.study.name, row["label"], row["last"], figures])
     if found := store.find(key):
         return found.info.run_id
     name = f"{row['attack']} / {row['label']} s{row['seed']}"
@@ -78,10 +87,31 @@ def _log_cell(plan: Plan, store: Store, row: pd.Series) -> str:
         tags={**tags, "attack": row["attack"], "defense": row["defense"]},
         params=_about(row),
         dataset=plan.described,
+        note=_tell(row),
+        colour=row["colour"],
     )
+    if "p_asr" in figures:
+        before = store.summary(store.find(row["last"])).history[:-1]
+        for column, name in EPOCHS.items():  # the last value is the one that tables show
+            course = [round(record[name], 2) for record in before]
+            figures[column] = [*course, figures[column]]
     store.log(run, metrics=figures)
     store.finish(run)
     return run
+
+
+def _tell(row: pd.Series) -> str:
+    """Return what a cell's page says first."""
+    named = {"before": ("o_asr", "o_c_acc"), "after": ("p_asr", "p_c_acc")}
+    says = [
+        f"{when} the retuning attack ASR {row[asr]:.1f} %, C-Acc {row[c_acc]:.1f} %"
+        for when, (asr, c_acc) in named.items()
+        if pd.notna(row[asr])
+    ]
+    text = f"**{row['attack']} / {row['label']}**, seed {row['seed']}: {'; '.join(says)}."
+    if len(says) > 1:
+        text += " `p_asr` and `p_c_acc` have a step for each epoch of that attack, 0 before it."
+    return text
 
 
 def _about(row: pd.Series) -> dict[str, Any]:
@@ -114,13 +144,16 @@ VIEWS = (
     ),
     (
         "RA: ASR by epoch",
-        "tags.\"ppr.stage\" = 'retuned'",
+        CELLS,
         _chart(
             "LINE",
-            metricKey="epoch_asr",
-            selectedMetricKeys=["epoch_asr"],
+            metricKey="p_asr",
+            selectedMetricKeys=["p_asr"],
             xAxisKey="step",
             yAxisKey="metric",
+            lineSmoothness=0,
+            useGlobalLineSmoothing=True,
+            useGlobalXaxisKey=True,
         ),
     ),
 )
@@ -128,7 +161,8 @@ VIEWS = (
 
 def _view(name: str, query: str, more: dict[str, Any]) -> tuple[str, str]:
     """Return a saved view of the UI's run page: the tag that holds it, and its text."""
-    columns = [f"metrics.`{name}`" for name in LOGGED]
+    widths = {f"metrics.`{name}`": max(84, 8 * len(name)) for name in LOGGED}  # all in sight
+    columns = list(widths)
     state = {
         "searchFilter": query,
         "orderByKey": "attributes.start_time",
@@ -139,8 +173,8 @@ def _view(name: str, query: str, more: dict[str, Any]) -> tuple[str, str]:
         "modelVersionFilter": "All Runs",
         "selectedColumns": columns,
         "columnOrder": columns,
-        "columnWidths": {},
-        "runsHiddenMode": "SHOWALL",
+        "columnWidths": widths,
+        "runsHiddenMode": "SHOW_ALL",
         "viewMaximized": False,
         "runListHidden": False,
         "isAccordionReordered": False,

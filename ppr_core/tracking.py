@@ -10,7 +10,7 @@ import socket
 import sqlite3
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -167,6 +167,7 @@ class Store:
         params: Mapping[str, Any] | None = None,
         parent: str | None = None,
         note: str = "",
+        colour: str = "",
         dataset: Mapping[str, str] | None = None,
     ) -> str:
         """Open a run and return its id.
@@ -178,6 +179,7 @@ class Store:
             params: settings.
             parent: id of the run that it is shown under.
             note: shown on the run's page.
+            colour: of its lines in the UI's charts, as #rrggbb; one of the UI's choice else.
             dataset: that it was trained or measured on: name, digest, source and profile.
         """
         process = psutil.Process()
@@ -192,6 +194,8 @@ class Store:
             marks["mlflow.parentRunId"] = parent
         if note:
             marks["mlflow.note.content"] = note
+        if colour:
+            marks["mlflow.runColor"] = colour
         run = self.client.create_run(self.experiment(experiment), tags=marks, run_name=name)
         self.log(run.info.run_id, params=params or {})
         if dataset:
@@ -205,13 +209,20 @@ class Store:
         run_id: str,
         *,
         params: Mapping[str, Any] | None = None,
-        metrics: Mapping[str, float] | None = None,
+        metrics: Mapping[str, float | Sequence[float]] | None = None,
         history: Iterable[Record] = (),
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Log parameters, last values, and per-epoch records, in as few requests as may be."""
+        """Log parameters, values or their course from step 0 on, and per-epoch records.
+
+        All in as few requests as may be.
+        """
         now = int(time.time() * 1000)
-        points = [Metric(name, float(value), now, 0) for name, value in (metrics or {}).items()]
+        points = [
+            Metric(name, float(value), now, step)
+            for name, values in (metrics or {}).items()
+            for step, value in enumerate(values if isinstance(values, Sequence) else [values])
+        ]
         for record in history:
             step = int(record["epoch"])
             points += [

@@ -38,6 +38,22 @@ def test_cells_are_kept_once_with_what_a_person_compares(plan, store):
     assert store.search("tiny", kind="group") == [], "one seed has no mean"
 
 
+def test_a_cell_has_the_epochs_of_ra(plan, store):
+    comparison.log_cells(plan, store)
+    [run] = [r for r in store.search("tiny", kind="cell") if r.data.params["defense"] == "ft"]
+    history = results.histories(plan, store, "retuned")
+    history = history[history["defense"] == "ft"]
+    for name, column in comparison.EPOCHS.items():
+        points = store.client.get_metric_history(run.info.run_id, name)
+        points = {point.step: point.value for point in points}
+        assert list(points) == [0, 1, 2]
+        assert list(points.values()) == pytest.approx(list(history[column]), abs=0.01)
+        assert points[2] == run.data.metrics[name], "tables show the last"
+    colours = [r.data.tags["mlflow.runColor"] for r in store.search("tiny", kind="cell")]
+    assert len(set(colours)) == 4, "a colour a defense"
+    assert f"ASR {run.data.metrics['o_asr']:.1f} %" in run.data.tags["mlflow.note.content"]
+
+
 def test_several_seeds_stand_under_their_mean_and_spread(plan, store, tiny_study):
     comparison.log_cells(plan, store)
     both = Plan(tiny_study.model_copy(update={"seeds": [0, 1]}))
