@@ -392,7 +392,7 @@ class Picture:
     """
 
     def __init__(self, panels: Sequence[Curves]) -> None:
-        width, height = 5.0 * len(panels) + 0.3, 3.6
+        width, height = 3.9 * len(panels) + 0.3, 3.4
         self.panels = panels
         self.figure = Figure(figsize=(width, height))
         self.canvas = FigureCanvasAgg(self.figure)
@@ -415,6 +415,7 @@ class Picture:
         axis.set_xlabel(panel.label, fontsize=10)
         axis.set_ylabel("percent", fontsize=10)
         axis.set(xlim=panel.limits, ylim=(-3, 103))
+        axis.set_xticks(np.linspace(0, sum(panel.limits), 5))  # quarters of what lies in margins
         axis.tick_params(labelsize=9)
         below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.19), "ncol": len(panel.lines)}
         axis.legend(fontsize=9, frameon=False, handlelength=1.4, columnspacing=1.2, **below)

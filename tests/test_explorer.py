@@ -129,7 +129,7 @@ def test_an_event_is_dropped_if_a_newer_one_overtakes_it():
 def test_rho_shows_the_cells_of_the_study(choice, lab, cells):
     panel = panels.RhoPanel(choice, lab, Study(**EXPLORED))
     grid = cells[cells["defense"] == "pam"].sort_values("rho")
-    for column, name in (("o_c_acc", "C-Acc"), ("o_asr", "O-ASR"), ("p_asr", "P-ASR (after RA)")):
+    for column, name in (("o_c_acc", "C-Acc"), ("o_asr", "O-ASR"), ("p_asr", "P-ASR")):
         assert panel.table[name].tolist() == grid[column].tolist()
     panel.slider.value = 0.0
     first = panel.pictures[0].value
@@ -203,8 +203,8 @@ def test_epsilon_shows_the_measured_rates(choice, lab, store):
     points = results.queries(choice.study.plan, store)
     point = points[(points["defense"] == "ft") & (points["eps"].round(4) == round(8 / 255, 4))]
     panel.slider.value = 8.0
-    assert f"P-ASR (triggered images) <b>{point['p_asr'].item():.1f} %" in panel.text.value
-    assert f"C-ASR (clean images) <b>{point['c_asr'].item():.1f} %" in panel.text.value
+    assert f"P-ASR (triggered) <b>{point['p_asr'].item():.1f} %" in panel.text.value
+    assert f"C-ASR (clean) <b>{point['c_asr'].item():.1f} %" in panel.text.value
     assert "measured at" not in panel.text.value
     before = panel.text.value, panel.pictures[0].value
     panel.slider.value = 5.0

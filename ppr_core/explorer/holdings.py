@@ -64,13 +64,14 @@ class Held:
 
     @cached_property
     def telling(self) -> Cell:
-        """The cell to open with: everything measured, purified, and woken the most."""
+        """The cell to open with: PAM beside it, everything measured, purified, woken the most."""
 
-        def interest(cell: Cell) -> tuple[int, bool, float]:
+        def interest(cell: Cell) -> tuple[bool, int, bool, float]:
             retuned = self.figures(self.plan.retuned(*cell))
             measures = sum(stage in self for stage in self.plan.measured(*cell).values())
             before, after = retuned.get("o_asr", 100.0), retuned.get("p_asr", 0.0)
-            return measures, before <= PURIFIED_BELOW, after - before
+            beside = len(self.rho_curve(cell.attack, cell.seed)) > 0
+            return beside, measures, before <= PURIFIED_BELOW, after - before
 
         return max(self.cells, key=interest)
 

@@ -9,7 +9,7 @@ from torchvision.io import encode_png
 
 from ppr_core.explorer.live import Sample
 
-SIDE = 68  # of a shown image, CSS pixels
+SIDE = 64  # of a shown image, CSS pixels
 BAD, NOTE = "#c0392b", "#5b6775"
 
 
@@ -37,7 +37,7 @@ def table(frame: pd.DataFrame, strong: int | None = None) -> str:
     return f'<table style="border-collapse:collapse"><tr>{head}</tr>{"".join(lines)}</table>'
 
 
-CELL = 'style="padding:.1rem .8rem;text-align:right;border-bottom:1px solid #d8dee6"'
+CELL = 'style="padding:.1rem .55rem;text-align:right;border-bottom:1px solid #d8dee6"'
 
 
 def sample(shown: Sample, labels: list[str]) -> str:
@@ -62,7 +62,7 @@ def sample(shown: Sample, labels: list[str]) -> str:
             lines.append(f"<tr><td {SIDE_HEAD}>{escape(model)} says</td>{cells}</tr>")
     return (
         '<table class="ppr-sample" style="border-collapse:collapse;text-align:center;'
-        f'font-size:12px;line-height:1.35">{"".join(lines)}</table>'
+        f'font-size:11px;line-height:1.45">{"".join(lines)}</table>'
     )
 
 
@@ -71,8 +71,9 @@ SIDE_HEAD = 'style="text-align:right;padding-right:.8rem;white-space:nowrap"'
 
 def _answer(answer: object) -> str:
     """One model's prediction and confidence; the attacker's target stands out."""
-    style = f' style="color:{BAD};font-weight:700"' if answer.target else ""
-    return f"<td{style}>{escape(answer.predicted)} {answer.confidence:.0f} %</td>"
+    style = f"color:{BAD};font-weight:700;" if answer.target else ""
+    says = f"{escape(answer.predicted)} {answer.confidence:.0f} %"
+    return f'<td style="{style}padding:0 .25rem;white-space:nowrap">{says}</td>'
 
 
 def _image(image: Tensor, alt: str) -> str:

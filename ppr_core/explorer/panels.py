@@ -15,7 +15,7 @@ from ppr_core.explorer.job import Job, Progress
 from ppr_core.explorer.live import MEASURED, Samples, Walk
 from ppr_core.study import Lab
 
-FIGURES = {"c_acc": "C-Acc", "o_asr": "O-ASR", "p_asr": "P-ASR (after RA)"}
+FIGURES = {"c_acc": "C-Acc", "o_asr": "O-ASR", "p_asr": "P-ASR"}
 ERRORS = {"backdoor_error": "backdoor error", "clean_error": "clean error"}
 POSITION = "position t: backdoored at 0, purified at 1"
 MARGIN = 0.02  # of an axis, beyond its range
@@ -39,7 +39,9 @@ class Panel:
         slider.add_class(f"ppr-{name}")
         self.text, self.detail = widgets.HTML(), widgets.HTML()
         self.pictures: list[widgets.Image] = []
-        self.row = widgets.HBox(layout=widgets.Layout(flex_flow="row wrap"))
+        # Without the alignment a picture would be stretched to the height of what stands beside it.
+        layout = widgets.Layout(flex_flow="row wrap", align_items="flex-start", grid_gap="0 .25rem")
+        self.row = widgets.HBox(layout=layout)
         out = widgets.VBox([self.text, self.row])
         out.add_class(f"ppr-{name}-out")
         self.box = widgets.VBox([widgets.HBox([slider, *beside]), out])
@@ -91,7 +93,7 @@ def slider(name: str, top: float, step: float, value: float, unit: str = "") -> 
         description=f"{name}{f' ({unit})' if unit else ''}",
         continuous_update=False,
         readout_format=".2f" if step < 0.5 else ".1f",
-        style={"description_width": "6rem"},
+        style={"description_width": "7rem"},
     )
 
 
@@ -104,7 +106,7 @@ def path_picture(points: pd.DataFrame, title: str) -> plots.Picture:
         if "recalibrate" in ways and len(ways.columns) > 1:
             points = points.merge(ways[["recalibrate"]].reset_index(), on="t")
             points = points.rename(columns={"recalibrate": "recalibrated"})
-            lines["recalibrated"] = "backdoor error, recalibrated"
+            lines["recalibrated"] = "recalibrated"
     limits = (-MARGIN, 1 + MARGIN)
     return plots.Picture([plots.Curves(title, "t", POSITION, points, lines, limits)])
 
@@ -163,7 +165,7 @@ class RhoPanel(Panel):
         pictures = [self.picture.png([(row["rho"], {name: row[name] for name in FIGURES})])]
         path = self._path(row["defense"], row["rho"])
         if path is None:
-            text += pages.note(f"The path: {not_measured('path', self.choice.study.plan)}")
+            text += pages.note(f"No path. {not_measured('path', self.choice.study.plan)}")
         else:
             pictures.append(path.png([None]))
         self.show(text, pages.table(self.table, index), *pictures)
@@ -217,7 +219,7 @@ class RhoPanel(Panel):
 class EpsilonPanel(Panel):
     """QRA at any budget: images, what every stage's model answers, and the measured rates."""
 
-    lines = {"p_asr": "P-ASR (triggered images)", "c_asr": "C-ASR (clean images)"}
+    lines = {"p_asr": "P-ASR (triggered)", "c_asr": "C-ASR (clean)"}
 
     def __init__(self, choice: Choice, lab: Lab) -> None:
         super().__init__("epsilon", slider("epsilon", 16.0, 0.5, 8.0, "1/255"), choice, lab)
@@ -248,7 +250,8 @@ class EpsilonPanel(Panel):
         sample = self.samples.at(asked / 255)
         row = self.points.loc[(self.points["eps"] - asked).abs().idxmin()]
         rates = {name: row[column] for column, name in self.lines.items()}
-        near = "" if abs(row["eps"] - asked) < 1e-6 else f" (measured at {row['eps']:g}/255)"
+        there = abs(row["eps"] - asked) < 1e-6
+        near = "" if there else f" (measured at {row['eps']:g}/255)"
         classes = self.samples.plain.classes
         true = [classes[index] for index in self.samples.plain.labels.tolist()]
         target = classes[self.samples.trigger.target]
@@ -256,7 +259,8 @@ class EpsilonPanel(Panel):
             f"<p><b>epsilon {asked:g}/255</b>{near}: {pages.figures(rates)}. The attacker's target "
             f"is <b>{escape(target)}</b>, in red.</p>"
         )
-        self.show(text, pages.sample(sample, true), self.picture.png([(asked, {})]))
+        mark = (asked, {name: row[name] for name in self.lines} if there else {})
+        self.show(text, pages.sample(sample, true), self.picture.png([mark]))
         self.figure, self.table = self.picture.figure, sample.answers
 
 
@@ -283,7 +287,7 @@ class PathPanel(Panel):
         about = f"measured now, on {MEASURED} test images of each kind; lines: on all of them"
         text = f"<p><b>t = {t:.2f}</b>: {pages.figures(found)} <i>({about})</i></p>"
         if not len(self.points):
-            text += pages.note(f"The curve: {not_measured('path', self.choice.study.plan)}")
+            text += pages.note(f"No curve. {not_measured('path', self.choice.study.plan)}")
         self.show(text, "", self.picture.png([(t, errors)]))
         self.figure = self.picture.figure
         self.table = pd.DataFrame([{"t": t, **found}])
