@@ -418,7 +418,7 @@ class Picture:
         axis.set_xticks(np.linspace(0, sum(panel.limits), 5))  # quarters of what lies in margins
         axis.tick_params(labelsize=9)
         below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.19), "ncol": len(panel.lines)}
-        axis.legend(fontsize=9, frameon=False, handlelength=1.4, columnspacing=1.2, **below)
+        axis.legend(fontsize=9, frameon=False, handlelength=1.4, columnspacing=0.9, **below)
 
     def mark(self, marks: Sequence[Mark | None]) -> Figure:
         """Point out one place a panel (or none), in the figure itself."""
