@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: study test lab ui dashboard setup lint benchmarks clean
+.PHONY: study test lab ui dashboard setup lint screenshots benchmarks clean
 
 study: setup  ## the demo study on embedded data, with its report
 	$(BIN)/python -m ppr_core study params/demo.yaml
@@ -21,6 +21,9 @@ ui: setup  ## MLflow UI on 127.0.0.1 over mlruns/
 
 dashboard: setup  ## the explorer as a web page (Voila) on 127.0.0.1, its code hidden
 	$(BIN)/python -m ppr_core dashboard
+
+screenshots: setup  ## the README's pictures, from the finished study params/demo.yaml
+	$(BIN)/python -m tests.browser.screenshots
 
 benchmarks: setup  ## ratios measured side by side, printed
 	$(BIN)/python -m tests.benchmarks

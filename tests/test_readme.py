@@ -3,15 +3,18 @@
 import io
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from PIL import Image
 from safetensors.torch import save_file
 
 from ppr_core.cli import ROOT, _parser, main
 from ppr_core.config import Study
 from ppr_core.plan import Plan
 from ppr_core.study import Lab
+from tests.browser import screenshots
 from tests.conftest import TINY_STUDY
 
 README = (ROOT / "README.md").read_text()
@@ -76,6 +79,40 @@ def test_its_commands_exist():
 def test_its_files_exist():
     for path in re.findall(r"(?:params|notebooks|ppr_core)/[\w/.]+\.\w+", README):
         assert (ROOT / path).exists(), path
+
+
+def test_its_pictures_are_small():
+    pictures = [ROOT / path for path in re.findall(r"!\[.+\]\((.+)\)", README)]
+    assert len(pictures) >= 3
+    for path in pictures:
+        assert path.stat().st_size < 200_000, path
+
+
+@pytest.mark.parametrize(
+    ("missing", "expected"),
+    [
+        (None, r"got 0 of its \d+ stages; run `python -m ppr_core study params/demo.yaml`"),
+        ("no Chromium found", "expected a browser, got none: no Chromium found"),
+    ],
+)
+def test_pictures_want_a_browser_and_the_finished_study(
+    store, tmp_path, monkeypatch, capsys, missing, expected
+):
+    monkeypatch.setattr(screenshots.driver, "missing", lambda: missing)
+    assert screenshots.main([str(tmp_path / "pictures")]) == 2
+    assert re.search(expected, capsys.readouterr().err)
+    assert not (tmp_path / "pictures").exists()
+
+
+def test_a_small_picture_keeps_what_is_frequent():
+    pixels = np.full((64, 64, 3), 255, dtype=np.uint8)
+    pixels[:32, :32] = np.arange(1024).reshape(32, 32, 1) // 4
+    pixels[40:50, 40:50] = (44, 122, 75)
+    picture = Image.open(io.BytesIO(screenshots.small(Image.fromarray(pixels)))).convert("RGB")
+    assert len(picture.getcolors()) <= 256
+    assert picture.getpixel((63, 63)) == (255, 255, 255)
+    assert picture.getpixel((45, 45)) == (44, 122, 75)
+    assert np.abs(np.asarray(picture).astype(int) - pixels).max() <= 8, "others by the nearest"
 
 
 def test_it_fits_a_page_and_is_finished():
