@@ -9,7 +9,7 @@ import pandas as pd
 
 from ppr_core.config import digest
 from ppr_core.plan import Plan
-from ppr_core.results import FIGURES, cells, label
+from ppr_core.results import COLOURS, FIGURES, cells, label
 from ppr_core.tracking import Store
 
 LOGGED = [
@@ -19,12 +19,6 @@ LOGGED = [
     "seconds",
 ]
 EPOCHS = {"p_asr": "asr", "p_c_acc": "c_acc"}  # figures kept with every epoch of RA
-# Of the defenses, in the study's order; the UI's own come from the runs' ids, and meet often.
-COLOURS = (
-    *("#8c8c8c", "#2c7a4b", "#6fbf73", "#c0392b", "#e8850c", "#8e44ad", "#8c564b", "#d66fb0"),
-    *("#9fd3f5", "#4a90d9", "#123f8c", "#b8a100", "#17a2a2", "#e5a58f", "#5d3a9b", "#a6761d"),
-    *("#000000", "#66c2a5", "#fc8d62", "#8da0cb", "#e78ac3", "#a6d854", "#ffd92f", "#b15928"),
-)
 ABOUT = ["attack", "defense", "rho", "seed", "dataset", "model", "poison_rate"]
 CELLS = """tags."ppr.kind" = 'cell'"""
 NOTE = f"""Study **{{name}}**: does a purified model keep a sleeping backdoor?
@@ -45,7 +39,7 @@ def log_cells(plan: Plan, store: Store) -> None:
     rows[LOGGED] = rows[LOGGED].astype(float).round(2)  # the UI's columns are narrow
     study = plan.study.name
     store.describe(study, NOTE.format(name=study), dict(_view(*view) for view in VIEWS))
-    names = list(dict.fromkeys(rows["label"]))
+    names = list(dict.fromkeys(rows["label"]))  # the UI's own colours, of runs' ids, meet often
     rows["colour"] = [COLOURS[names.index(name) % len(COLOURS)] for name in rows["label"]]
     for (attack, name), group in rows[rows["status"] == "done"].groupby(
         ["attack", "label"], sort=False
