@@ -1,6 +1,9 @@
 """Print every benchmark: `python -m tests.benchmarks [name ...]`; see also `gpu --help`."""
 
+import os
 import sys
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch
 
 from tests.benchmarks import attacks, defenses, gpu, paths, store, training
 from tests.benchmarks.timing import heading
