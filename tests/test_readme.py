@@ -10,6 +10,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
+from ppr_core import results
 from ppr_core.cli import ROOT, _parser, main
 from ppr_core.config import Study
 from ppr_core.plan import Plan
@@ -74,6 +75,11 @@ def test_its_commands_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
         assert f"\n{target}:" in makefile
+
+
+def test_its_table_is_that_of_the_runs():
+    rows = pd.read_csv(ROOT / "notebooks" / "results" / "demo.csv")
+    assert results.markdown_table(rows) in README
 
 
 def test_its_files_exist():
