@@ -290,7 +290,7 @@ class _Step:
                 self.value, self.replay = _recorded(lambda: self._work(*self.held), put_back)
         except RuntimeError as error:  # the step as it stands does the same, more slowly
             put_back()
-            log.info("training without a CUDA graph: %s", str(error).partition("\n")[0])
+            log.warning("training without a CUDA graph: %s", str(error).partition("\n")[0])
             return
         # A replay calls no hooks, so it adds what they counted while the step was recorded.
         self.passes = [
@@ -322,8 +322,11 @@ def _recorded(
                 work()
         here.wait_stream(stream)
         put_back()
-        # Other threads may go on: only this one must not do what cannot be recorded.
-        with _recording, torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        # Other threads may go on: only this one must not do what cannot be recorded. torch would
+        # record on a stream of its own, one for all graphs: they would share the scratch memory
+        # that cuBLAS has for a stream, and the first to be freed would take it from the others.
+        place = {"stream": stream, "capture_error_mode": "thread_local"}
+        with _recording, torch.cuda.graph(graph, **place):
             value = work()
     finally:
         torch.cuda.set_stream(here)  # a recording that failed may leave its own stream behind

@@ -1,3 +1,4 @@
+import contextlib
 import time
 
 import pytest
@@ -291,7 +292,7 @@ def test_a_few_steps_are_not_worth_recording(data, recorder):
     assert recorder == []
 
 
-def test_what_cannot_be_recorded_runs_as_it_stands(monkeypatch):
+def test_what_cannot_be_recorded_runs_as_it_stands_and_says_so(monkeypatch, caplog):
     eager = compute(False, monkeypatch)
 
     def refused(work, put_back):
@@ -303,6 +304,60 @@ def test_what_cannot_be_recorded_runs_as_it_stands(monkeypatch):
     other = compute(True, monkeypatch)
     assert other[0] == eager[0] and other[2] == eager[2]
     assert all(torch.equal(other[1][name], tensor) for name, tensor in eager[1].items())
+    assert "without a CUDA graph: operation not permitted" in caplog.text
+
+
+class Streams:
+    """Stands in for torch.cuda: notes what is current while something is done."""
+
+    def __init__(self):
+        self.now, self.made, self.captured = "here", 0, []
+
+    def Stream(self):
+        self.made += 1
+        return Stream(f"side {self.made}")
+
+    def current_stream(self):
+        return Stream(self.now)
+
+    def set_stream(self, stream):
+        self.now = stream.name
+
+    @contextlib.contextmanager
+    def stream(self, stream):
+        before, self.now = self.now, stream.name
+        yield
+        self.now = before
+
+    @contextlib.contextmanager
+    def graph(self, graph, stream, capture_error_mode):
+        self.captured.append(stream.name)
+        with self.stream(stream):
+            yield
+
+    class CUDAGraph:
+        def replay(self):
+            pass
+
+
+class Stream:
+    def __init__(self, name):
+        self.name = name
+
+    def wait_stream(self, other):
+        pass
+
+
+def test_every_graph_is_recorded_on_the_stream_of_its_warm_up_and_on_no_other(monkeypatch):
+    cuda, seen = Streams(), []
+    for name in ("Stream", "current_stream", "set_stream", "stream", "graph", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, getattr(cuda, name))
+    for _ in range(2):
+        training._recorded(lambda: seen.append(cuda.now), lambda: seen.append("put back"))
+    assert seen[:5] == ["side 1"] * 3 + ["put back", "side 1"]
+    assert seen[5:] == ["side 2"] * 3 + ["put back", "side 2"]
+    assert cuda.captured == ["side 1", "side 2"]
+    assert cuda.now == "here"
 
 
 def test_a_rate_that_a_replay_would_not_read_is_never_recorded():
