@@ -1,5 +1,6 @@
 """Where stages run: in this process, or on Ray (one GPU, many GPUs, many machines)."""
 
+import contextlib
 import json
 import os
 import sys
@@ -144,8 +145,11 @@ def _remote(settings: dict[str, Any], key: str, *before: str | None) -> str | No
     except FAILURES as error:
         return f"{type(error).__name__}: {error}"
     finally:
-        if torch.cuda.is_available():  # what this stage no longer needs, its neighbours may have
-            torch.cuda.empty_cache()
+        # What this stage no longer needs, its neighbours may have. After an error of the device
+        # itself, giving back fails as well; what is to be said is the stage's own reason.
+        with contextlib.suppress(RuntimeError):
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
     return None
 
 

@@ -2,6 +2,7 @@ import shutil
 
 import pandas as pd
 import pytest
+import torch
 
 from ppr_core import engine, results, study
 from ppr_core.config import Study
@@ -28,6 +29,20 @@ def test_ray_reaches_the_numbers_of_this_process(store, store_template, tmp_path
     columns = ["defense", *results.FIGURES]
     pd.testing.assert_frame_equal(there[columns], here[columns])
     share_cores()
+
+
+def test_a_worker_says_why_its_stage_failed_whatever_the_device_says_after(store, monkeypatch):
+    def broken(*given):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", broken)
+    monkeypatch.setattr(Lab, "result", broken)
+    monkeypatch.setattr(engine, "share_cores", lambda processes: 1)
+    study = Study(**{**TINY_STUDY, "device": "cpu"})
+    reason = engine._remote(study.model_dump(), Plan(study).stages()[0].key)
+    engine._desk.cache_clear()
+    assert reason == "RuntimeError: CUDA error: an illegal memory access was encountered"
 
 
 def test_stages_share_a_gpu_as_asked(store, monkeypatch):
