@@ -101,13 +101,17 @@ def cpu_has_bf16() -> bool:
     return bool(supported and supported())
 
 
-def autocast(device: torch.device) -> contextlib.AbstractContextManager:
-    """Return the context in which forward passes run under the session's precision."""
+def in_bf16(device: torch.device) -> bool:
+    """Say whether forward passes on a device run in bf16 under the session's precision."""
     precision = current().precision
     if precision == "auto":
-        fast = device.type == "cuda" or (device.type == "cpu" and cpu_has_bf16())
-        precision = "bf16" if fast else "fp32"
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+        return device.type == "cuda" or (device.type == "cpu" and cpu_has_bf16())
+    return precision == "bf16"
+
+
+def autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    """Return the context in which forward passes run under the session's precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=in_bf16(device))
 
 
 def pick_device(name: str) -> torch.device:

@@ -42,6 +42,33 @@ def made(backdoor, clean=None, distance=10.0):
     return Path(t, backdoor, clean or [5.0] * len(t), distance, "interpolate")
 
 
+def test_points_are_vectorised_on_cuda_in_bf16_only():
+    """The batch norm that CUDA takes in fp32 asks for a memory format, which vmap refuses."""
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    for precision, size in {"auto": 21, "bf16": 21, "fp32": 1}.items():
+        with session(precision=precision):
+            assert connectivity._together(21, cuda) == size
+            assert connectivity._together(21, cpu) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("batch_norm", ["interpolate", "recalibrate", "endpoint"])
+def test_a_path_is_the_same_on_a_gpu(precision, batch_norm):
+    start, end = ({n: t.cuda() for n, t in state.items()} for state in (STARTS, ENDS))
+    test, stamped = TEST.to("cuda"), STAMPED.to("cuda")
+    model, options = tiny_model().cuda().eval(), {"batch_norm": batch_norm, "tune": test}
+    with session(precision=precision):
+        found, alone = (
+            path(model, start, end, test=test, stamped=stamped, points=5, together=size, **options)
+            for size in (None, 1)
+        )
+    here = line(**{**options, "tune": TEST})
+    for other in (alone, here):  # one image of forty is 2.5 points
+        assert found.clean_error == pytest.approx(other.clean_error, abs=7.6)
+        assert found.backdoor_error == pytest.approx(other.backdoor_error, abs=7.6)
+
+
 @pytest.mark.parametrize("together", [None, 1, 2, 3, 9])
 def test_the_ends_are_the_end_points_own(together):
     found = line(together=together)
