@@ -281,6 +281,20 @@ def test_a_recorded_step_is_the_step(hooks, monkeypatch, recorder):
     assert recorded[2] == eager[2] != (0, 0, 0)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x, y: (x / float(x.max()), y),
+        lambda x, y: (x + torch.rand_like(x), y),
+        lambda x, y: (x * torch.tensor([0.5]), y),
+        lambda x, y: (x[(y >= 0).nonzero().squeeze(1)], y),
+    ],
+)
+def test_the_stand_in_refuses_what_cuda_would(change, monkeypatch, recorder):
+    with pytest.raises(AssertionError, match="cannot be recorded"):
+        compute(True, monkeypatch, on_batch=lambda m: change, writes=lambda m: ())
+
+
 def test_hooks_that_say_nothing_are_not_recorded(monkeypatch, recorder):
     compute(True, monkeypatch, gradient=lambda m: sam_gradient(m.parameters(), 0.5))
     compute(True, monkeypatch, loss=lambda m: lambda x, y: F.cross_entropy(m(x), y))

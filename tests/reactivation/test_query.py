@@ -3,6 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ppr_core import training
 from ppr_core.config import ConfigError
 from ppr_core.data.images import to_float
 from ppr_core.errors import CheckpointError, DataError
@@ -49,6 +50,18 @@ def test_defaults_are_the_published_ones():
     assert method.eps == 16 / 255
     assert method.schedule.total_steps(1000) == 400
     assert (method.form, method.alpha, PAPER_ALPHAS) == ("code", 0.2, {"lc": 0.1})
+
+
+@pytest.mark.parametrize("form", ["code", "paper"])
+def test_recording_its_steps_changes_nothing(form, monkeypatch, recorder):
+    """What it says that its loss writes (`writes` of `fit`) is the truth."""
+    method = FAST.replace(form=form)
+    eager = run(method)
+    monkeypatch.setattr(training._Step, "worth", 1)
+    recorded = run(method)
+    assert recorder == [6]  # two full batches of three epochs; the last ones are smaller
+    assert all(torch.equal(t, recorded.tensors[name]) for name, t in eager.tensors.items())
+    assert recorded.cost.passes == eager.cost.passes
 
 
 @pytest.mark.parametrize(("form", "alpha"), [("code", 0.2), ("code", 0.0), ("paper", 0.2)])
