@@ -107,6 +107,20 @@ def test_the_core_needs_no_tracking_plots_widgets_or_cluster():
     assert done.stdout.strip() == "imported", done.stderr
 
 
+def test_the_benchmarks_of_a_gpu_need_no_store():
+    """A GPU server may have torch and little else."""
+    blocked = ["mlflow", "papermill", "ipywidgets", "ray"]
+    code = (
+        f"import runpy, sys; sys.modules.update(dict.fromkeys({blocked!r}))\n"
+        "sys.argv = ['benchmarks', 'gpu', 'no such section']\n"
+        "runpy.run_module('tests.benchmarks', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent
+    )
+    assert "unknown section" in done.stderr, done.stderr
+
+
 def test_files_and_functions_stay_small():
     for path in FILES:
         tree = ast.parse(path.read_text())
