@@ -2,16 +2,17 @@
 
 import base64
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from ppr_core import claims, results
+from ppr_core import claims, paper, results
 from ppr_core.plan import Plan
 from ppr_core.tracking import Store, commit
 
@@ -31,6 +32,8 @@ def write(plan: Plan, store: Store, further: Sequence[Plan] = ()) -> Path:
     """
     evidence = claims.gather(plan, store, further)
     rows, verdicts = evidence.cells, claims.scoreboard(evidence)
+    summary = results.summary(rows)
+    heads = results.further_heads(summary)
     environment = Environment(
         loader=PackageLoader("ppr_core", ""),
         autoescape=select_autoescape(default=True),
@@ -39,10 +42,12 @@ def write(plan: Plan, store: Store, further: Sequence[Plan] = ()) -> Path:
     html = environment.get_template(TEMPLATE).render(
         study=plan.study.name,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        table=[_line(row) for _, row in results.summary(rows).iterrows()],
+        heads=[*heads.values()],
+        table=[_line(row, heads) for _, row in summary.iterrows()],
         seeds=plan.study.seeds,
         findings=[*results.findings(rows), claims.tally(verdicts) + "."],
         claims=claims.board(verdicts).to_dict("records"),
+        numbers=[_beside(row) for _, row in paper.compare(rows).iterrows()],
         figures=_figures(plan, store),
         settings=yaml.safe_dump(plan.study.model_dump(), sort_keys=False),
         failed=rows[rows["status"] != "done"].to_dict("records"),
@@ -57,7 +62,7 @@ def write(plan: Plan, store: Store, further: Sequence[Plan] = ()) -> Path:
     return path
 
 
-def _line(row: "results.pd.Series") -> dict[str, str]:
+def _line(row: "results.pd.Series", heads: Iterable[str]) -> dict[str, Any]:
     figures = {name: results.cell_text(row, name) for name in results.FIGURES}
     change = row["change"]
     woken = change == change and change >= results.WOKEN_BY
@@ -66,8 +71,18 @@ def _line(row: "results.pd.Series") -> dict[str, str]:
         "defense": results.label(row),
         "change": f"{change:+.1f}" if change == change else "",
         "mark": "woken" if woken else "",
+        "further": [results.cell_text(row, name) for name in heads],
         **figures,
     }
+
+
+def _beside(row: "results.pd.Series") -> list[str]:
+    """Return a number of the paper beside ours, as texts; no spread where there is one seed."""
+    figures = [f"{row[name]:.2f}" for name in ("paper", "ours")] + [f"{row['difference']:+.2f}"]
+    rho = f" rho {row['rho']:g}" if row["rho"] == row["rho"] else ""
+    spread = f"{row['spread']:.2f}" if row["spread"] == row["spread"] else "-"
+    about = [f"{row['table']}", row["attack"], f"{row['defense']}{rho}", row["figure"]]
+    return [*about, *figures, spread]
 
 
 def _figures(plan: Plan, store: Store) -> list[dict[str, str]]:

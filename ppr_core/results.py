@@ -280,10 +280,14 @@ def text_table(rows: pd.DataFrame) -> str:
 
 def _heads(table: pd.DataFrame) -> dict[str, str]:
     """Return the columns that a result table shows, QRA and LMC where measured, and their heads."""
-    always = {"o_c_acc": "C-Acc", "o_asr": "O-ASR", "p_asr": "P-ASR"}
+    return {"o_c_acc": "C-Acc", "o_asr": "O-ASR", "p_asr": "P-ASR"} | further_heads(table)
+
+
+def further_heads(table: pd.DataFrame) -> dict[str, str]:
+    """Return the columns of QRA and LMC that a summary has figures of, and their heads."""
     further = {"q_p_asr": "QRA P-ASR", "q_c_asr": "QRA C-ASR", "barrier": "barrier"}
     measured = table.columns[table.notna().any()]
-    return always | {name: head for name, head in further.items() if name in measured}
+    return {name: head for name, head in further.items() if name in measured}
 
 
 def cell_text(row: pd.Series, name: str) -> str:

@@ -1,0 +1,36 @@
+"""The HTML report says what the tables of a terminal and of the notebooks say."""
+
+import pandas as pd
+
+from ppr_core import claims, report, results
+from ppr_core.evidence import Evidence
+from ppr_core.plan import Plan
+
+ROW = {
+    **dict.fromkeys(results.COLUMNS),
+    **{"dataset": "cifar10", "model": "resnet18", "poison_rate": 0.05, "attack": "badnet"},
+    **{"defense": "fst", "seed": 0, "oracle": False, "status": "done"},
+    **{"o_c_acc": 93.0, "o_asr": 1.0, "p_c_acc": 93.5, "p_asr": 98.0},
+}
+
+
+def written(store, study, monkeypatch, **figures):
+    rows = pd.DataFrame([{**ROW, **figures}])
+    monkeypatch.setattr(claims, "gather", lambda *given: Evidence(rows))
+    return report.write(Plan(study), store).read_text()
+
+
+def test_qra_and_lmc_have_columns_where_they_were_measured(store, tiny_study, monkeypatch):
+    html = written(store, tiny_study, monkeypatch)
+    assert "<th>QRA P-ASR</th>" not in html
+    html = written(store, tiny_study, monkeypatch, q_p_asr=71.25, barrier=3.0)
+    assert "<th>QRA P-ASR</th><th>barrier</th>" in html
+    assert "<td>71.2</td><td>3.0</td><td>+97.0</td>" in html
+
+
+def test_the_papers_numbers_stand_beside_ours(store, tiny_study, monkeypatch):
+    html = written(store, tiny_study, monkeypatch)
+    row = "<td>3</td><td>badnet</td><td>fst</td><td>p_asr</td><td>100.00</td><td>98.00</td>"
+    assert f"{row}<td>-2.00</td><td>-</td>" in html
+    html = written(store, tiny_study, monkeypatch, dataset="shapes")
+    assert "numbers beside ours" not in html
