@@ -92,7 +92,9 @@ def test_report_takes_further_studies_for_the_claims(study_file, tmp_path, capsy
     assert main(["report", study_file, "--also", str(rare)]) == 0
     out = capsys.readouterr().out
     assert "0 hold, 0 fail, 60 not tested" in out
-    assert "47. So it is at 1 %: needs a study of PAM at 1 %" in out
+    assert (
+        "47. PAM's ASR rises by less than 3 points at 1 %, too: needs a study of PAM at 1 %" in out
+    )
     plans = [Plan(Study.load(path)) for path in (study_file, rare)]
     evidence = claims.gather(plans[0], store, plans[1:])
     assert set(evidence.cells["poison_rate"]) == {0.1}

@@ -84,13 +84,13 @@ CLAIMS = [
     Claim(46, "PAM's ASR rises by less than 3 points under RA", PAM, _small_rise),
     Claim(
         47,
-        "So it is at 1 %",
+        "PAM's ASR rises by less than 3 points at 1 %, too",
         "a study of PAM at 1 %",
         lambda e: _small_rise(e.at(poison_rate=0.01)),
     ),
     Claim(
         48,
-        "So it is on CIFAR-100 and Tiny-ImageNet",
+        "PAM's ASR rises by less than 3 points on CIFAR-100 and Tiny-ImageNet, too",
         "studies of PAM on both",
         on_others(_small_rise),
     ),

@@ -92,13 +92,13 @@ CLAIMS = [
     Claim(36, "PAM's barrier is above the baselines'", PATH, _higher_barrier),
     Claim(
         37,
-        "So it is at 1 %",
+        "PAM's barrier is above the baselines' at 1 %, too",
         "a study at 1 %, with the measure path",
         lambda e: _higher_barrier(e.at(poison_rate=0.01)),
     ),
     Claim(
         38,
-        "So it is on CIFAR-100 and Tiny-ImageNet",
+        "PAM's barrier is above the baselines' on CIFAR-100 and Tiny-ImageNet, too",
         "studies of both, with the measure path",
         on_others(_higher_barrier),
     ),
