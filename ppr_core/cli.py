@@ -94,8 +94,8 @@ def _evaluate_arguments(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("--purified", required=True, metavar="FILE", help="what a defense made")
     command.add_argument("--clean", metavar="FILE", help="a never-poisoned model, as a control")
     command.add_argument("--attack", required=True, help="whose trigger the victim knows")
-    command.add_argument("--model", default="resnet18", help="architecture of all of them")
-    command.add_argument("--dataset", default="cifar10", help="that they were trained on")
+    command.add_argument("--model", help="architecture of all of them (default: resnet18)")
+    command.add_argument("--dataset", help="that they were trained on (default: cifar10)")
     command.add_argument("-f", "--file", help="study file with further settings")
     _override(command)
 
@@ -212,11 +212,15 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     files[f"{attack}/purified"] = arguments.purified
     given = {
         "name": "evaluate",
-        "dataset": {"name": arguments.dataset},
-        "model": {"name": arguments.model},
+        "dataset": {"name": "cifar10"},
+        "model": {"name": "resnet18"},
         "measures": {"query": {}, "path": {}},
     }
-    values = _settings(arguments.file, arguments.set, given)
+    values = _settings(arguments.file, [], given)
+    for what, name in (("dataset", arguments.dataset), ("model", arguments.model)):
+        if name and name != values[what].get("name"):  # what is named here counts, not the file
+            values[what] = {"name": name}
+    values = _settings(None, arguments.set, values)
     if "query" in values["measures"] and not arguments.clean:
         values["measures"]["query"].setdefault("surrogate", "ep")
     values["attacks"] = {attack: values.get("attacks", {}).get(attack, {})}

@@ -142,3 +142,25 @@ def test_doctor_notices_threads_that_spin(capsys, store, monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     assert main(["doctor"]) == 1
     assert "BAD  threads" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "dataset", "model"),
+    [
+        ([], TINY_STUDY["dataset"], TINY_STUDY["model"]),
+        (["--dataset", "shapes"], TINY_STUDY["dataset"], TINY_STUDY["model"]),
+        (["--model", "resnet50"], TINY_STUDY["dataset"], {"name": "resnet50"}),
+        (["--dataset", "cifar100", "-p", "model.width=8"], {"name": "cifar100"}, {"width": 8}),
+    ],
+)
+def test_evaluate_takes_what_is_named_before_what_a_file_says(
+    arguments, dataset, model, study_file, store, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(cli, "_compute", lambda plan, *rest: taken.append(plan.study) or 0)
+    taken, weights = [], tmp_path / "a.pt"
+    weights.touch()
+    command = ["evaluate", "--attack", "badnet", "--backdoored", str(weights)]
+    assert main([*command, "--purified", str(weights), "-f", study_file, *arguments]) == 0
+    [study] = taken
+    assert study.dataset == dataset
+    assert model.items() <= study.model.items()

@@ -61,7 +61,7 @@ def test_models_made_elsewhere(store, tiny_file, capsys):
         state = {n: t.contiguous() for n, t in lab.model(stage).state_dict().items()}
         save_file(state, f"{name}.safetensors")
     [command] = re.findall(r"python -m ppr_core (evaluate (?:.*\\\n)?.*)", README)
-    words = command.replace("\\\n", " ").split()
+    words = command.replace("\\\n", " ").replace("cifar10", "shapes").split()
     assert main([*words, "-f", str(tiny_file)]) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
     assert "QRA P-ASR" in out
