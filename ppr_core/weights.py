@@ -16,6 +16,12 @@ from ppr_core.models import batch_norms, check_same_shapes
 
 State = dict[str, Tensor]
 
+# What reading any file at all as weights may raise: the unpickler takes a text for its opcodes.
+UNREADABLE = (
+    *(OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError),
+    *(AttributeError, LookupError, TypeError, ValueError),
+)
+
 
 def snapshot(model: nn.Module) -> State:
     """Return a copy of parameters and buffers by name; changing the model leaves it alone."""
@@ -115,10 +121,11 @@ def read(path: Path, model: nn.Module) -> State:
             found = safetensors.torch.load_file(path)
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError) as error:
+    except UNREADABLE as error:
+        reason = str(error).partition("\n")[0]
         raise CheckpointError(
             f"expected weights in {path} (safetensors, or a state_dict of tensors alone), got: "
-            f"{str(error).splitlines()[0]}"
+            f"{type(error).__name__}: {reason}"
         ) from None
     found = found.get("state_dict", found) if isinstance(found, dict) else {}
     state = {name: t for name, t in found.items() if isinstance(t, Tensor)}

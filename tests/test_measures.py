@@ -199,13 +199,13 @@ def test_models_made_elsewhere_are_measured_like_our_own(store, tmp_path):
     assert rows.loc["mine", ["q_p_asr", "distance"]].notna().all()
 
 
-@pytest.mark.parametrize("kind", ["missing", "pickle", "shapes", "names", "damaged"])
+@pytest.mark.parametrize("kind", ["missing", "pickle", "shapes", "names", "damaged", "text"])
 def test_a_file_that_holds_no_such_model_is_refused(store, tmp_path, kind):
-    path = tmp_path / ("a.safetensors" if kind != "pickle" else "a.pt")
+    path = tmp_path / ("a.pt" if kind in ("pickle", "text") else "a.safetensors")
     if kind == "pickle":
         torch.save({"weights": Lab}, path)
-    elif kind == "damaged":
-        path.write_bytes(b"not a checkpoint")
+    elif kind in ("damaged", "text"):
+        path.write_bytes(b"hello, not a checkpoint")
     elif kind != "missing":
         state = Plan(Study(**TINY_STUDY)).model.build(4 if kind == "shapes" else 10, seed=0)
         state = {n: t.contiguous() for n, t in state.state_dict().items()}
