@@ -20,7 +20,7 @@ from ppr_core.errors import CheckpointError, ConfigError, DataError, StoreError,
 
 ROOT = Path(__file__).resolve().parent.parent
 PORTS = {"ui": 5000, "lab": 8888, "dashboard": 8866}
-KINDS = ("attacks", "defenses", "datasets", "models")
+KINDS = ("attacks", "defenses", "datasets", "models", "measures")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -124,8 +124,15 @@ def _plan(arguments: argparse.Namespace) -> Any:
     from ppr_core.plan import Plan
 
     values = _settings(arguments.file, arguments.set)
+    own = Study.load(arguments.file).defenses.items()
+    own = {label: given.get("method", label) for label, given in own}
     for name in arguments.defense:
         label = name.rpartition(":")[2].lower()
+        need(
+            own.setdefault(label, name) == name,
+            f"expected a class of another name than {label!r} (in any case) in --defense {name}: "
+            "the study has a defense of that name; rename the class",
+        )
         values.setdefault("defenses", {}).setdefault(label, {})["method"] = name
     return Plan(Study(**values))
 
@@ -268,8 +275,12 @@ def _registries() -> Mapping[str, Mapping[str, type]]:
     from ppr_core.data import DATASETS
     from ppr_core.defenses import DEFENSES
     from ppr_core.models import MODELS
+    from ppr_core.plan import MEASURES
+    from ppr_core.reactivation.retuning import Retuning
 
-    return dict(zip(KINDS, (ATTACKS, DEFENSES, DATASETS, MODELS), strict=True))
+    measures = {name: cls for name, cls in MEASURES.items() if cls.model_fields}
+    measures = {"retuning": Retuning, **measures}
+    return dict(zip(KINDS, (ATTACKS, DEFENSES, DATASETS, MODELS, measures), strict=True))
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -285,7 +296,7 @@ def _list(arguments: argparse.Namespace) -> int:
         )
         table = pd.DataFrame(registry[arguments.name].describe())
     else:
-        table = pd.DataFrame([_entry(name, cls) for name, cls in registry.items()])
+        table = pd.DataFrame([_entry(name, cls) for name, cls in registry.items()]).fillna("")
     if arguments.format == "csv":
         table.to_csv(sys.stdout, index=False)
     else:
@@ -347,11 +358,13 @@ def free_port(port: int) -> int:
     """Return this port if it is free on 127.0.0.1, or the next free one."""
     import socket
 
-    for candidate in range(port, port + 100):
+    last = 65535
+    need(0 < port <= last, f"expected a port from 1 to {last}, got {port}")
+    for candidate in range(port, min(port + 99, last) + 1):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", candidate)) != 0:
                 return candidate
-    raise ConfigError(f"expected a free port from {port} to {port + 99}, got none; use --port")
+    raise ConfigError(f"expected a free port from {port} on, got none; use --port")
 
 
 def _ui(arguments: argparse.Namespace) -> int:

@@ -36,11 +36,18 @@ def test_list_gives_one_row_a_method(kind, registry, capsys):
     assert all(name in capsys.readouterr().out for name in [next(iter(registry))])
 
 
-def test_list_one_method_gives_its_settings(capsys):
-    assert main(["list", "defenses", "pam"]) == 0
-    out = capsys.readouterr().out
-    assert "rho" in out
-    assert "tuning.lr" in out
+@pytest.mark.parametrize(
+    ("arguments", "settings"),
+    [
+        (["defenses", "pam"], ["rho", "tuning.lr"]),
+        (["measures", "retuning"], ["poisoned", "schedule.epochs"]),
+        (["measures", "triggers"], ["white_box.eps", "queries.iterations"]),
+    ],
+)
+def test_list_one_method_gives_its_settings(arguments, settings, capsys):
+    assert main(["list", *arguments]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert set(settings) <= set(names)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +58,7 @@ def test_list_one_method_gives_its_settings(capsys):
         (["run", "09_none"], "01_backdoors, 02_retuning_attack"),
         (["run", "01_backdoors", "-p", "poison_rat=1"], "did you mean 'poison_rate'"),
         (["run", "01_backdoors", "-p", "poison_rate"], "expected KEY=VALUE"),
+        (["ui", "--port", "65536"], "expected a port from 1 to 65535, got 65536"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_2(arguments, message, capsys, store):
@@ -75,6 +83,13 @@ def test_overrides_are_checked_before_anything_runs(pair, message, study_file, c
     assert main(["study", study_file, "-p", pair]) == 2
     assert message in capsys.readouterr().err
     assert store.search() == []
+
+
+@pytest.mark.parametrize("names", [["mine:FT"], ["mine:Own", "other:Own"]])
+def test_a_users_defense_takes_no_others_place(names, study_file, capsys, store):
+    given = [word for name in names for word in ("--defense", name)]
+    assert main(["study", study_file, *given, "--dry-run"]) == 2
+    assert "expected a class of another name" in capsys.readouterr().err
 
 
 def test_report_as_csv_has_a_row_a_cell(study_file, capsys, store):

@@ -7,7 +7,7 @@ import pytest
 from ppr_core import notebooks
 from ppr_core.cli import ROOT
 from ppr_core.config import Study
-from ppr_core.plan import CLEAN, NO_DEFENSE, Plan
+from ppr_core.plan import CLEAN, MEASURES, NEEDED, NO_DEFENSE, Plan
 
 FILES = sorted((ROOT / "params").glob("*.yaml"))
 INDEX = (ROOT / "params" / "README.md").read_text()
@@ -94,3 +94,11 @@ def test_anp_stands_twice_and_both_rows_share_their_masks():
     honest, oracle = (plan.purified("badnet", name, 0) for name in ("anp", "anp_oracle"))
     assert honest.key != oracle.key
     assert honest.parent("inverted").key == oracle.parent("inverted").key
+
+
+def test_the_index_names_every_measure_and_what_each_needs():
+    _, table = INDEX.split("| measure |")
+    rows = dict(re.findall(r"^\| (\w+) \| (.*) \|$", table, re.MULTILINE))
+    assert list(rows) == list(MEASURES)
+    for name, other in NEEDED.items():
+        assert f"needs `{other}`" in rows[name]
