@@ -1,6 +1,7 @@
 """Notebooks, executed with a study's settings, each under a run; the only papermill user."""
 
 import ast
+import functools
 import os
 import sys
 import tempfile
@@ -43,6 +44,13 @@ def declared(notebook: Path) -> dict[str, Any]:
     raise ConfigError(f"expected a cell tagged 'parameters' in {notebook}, got none")
 
 
+@functools.cache
+def code() -> str:
+    """Return a digest of the package: with other code a notebook may say something else."""
+    files = sorted((ROOT / "ppr_core").rglob("*.py"))
+    return digest([path.read_text() for path in files])
+
+
 def execute_all(notebooks: list[Path], plan: Plan, store: Store) -> int:
     """Execute the notebooks of a study that has just been computed, several at once.
 
@@ -63,7 +71,7 @@ def execute_all(notebooks: list[Path], plan: Plan, store: Store) -> int:
 
 
 def execute(notebook: Path, plan: Plan, store: Store, *, computed: bool = False) -> int:
-    """Execute a notebook with a study's settings, unless the store has just that execution.
+    """Execute a notebook with a study's settings, unless the store has that by the same code.
 
     Args:
         notebook: path of the notebook.
@@ -76,7 +84,8 @@ def execute(notebook: Path, plan: Plan, store: Store, *, computed: bool = False)
     """
     settings = plan.study.model_dump(exclude_unset=True)
     settings = {key: value for key, value in settings.items() if key in declared(notebook)}
-    key = digest([notebook.read_text(), settings, [stage.key for stage in plan.stages()]])
+    parts = [code(), notebook.read_text(), settings]
+    key = digest([*parts, [stage.key for stage in plan.stages()]])
     if store.find(key):
         print(f"notebook {notebook.stem}: executed before, nothing has changed", flush=True)
         return 0

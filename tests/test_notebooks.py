@@ -156,3 +156,17 @@ def test_notebooks_run_at_once_and_one_that_dies_stops_no_other(store, tmp_path,
     assert (dead.info.status, run.info.status) == ("FAILED", "FINISHED")
     copy = nbformat.read(store.artifacts(run.info.run_id, "says.ipynb"), as_version=4)
     assert copy.cells[-1].outputs[0].text.split() == [run.info.run_id, "1", str(ROOT)]
+
+
+def test_other_code_executes_a_notebook_again(store, tmp_path, capsys, monkeypatch):
+    source = nbformat.read(ROOT / "notebooks" / "02_retuning_attack.ipynb", as_version=4)
+    source.cells = source.cells[2:4]  # a note, and the parameters
+    nbformat.write(source, tmp_path / "short.ipynb")
+    plan = Plan(Study(**TINY_STUDY))
+    for code, runs in (("one", 1), ("one", 1), ("other", 2)):
+        monkeypatch.setattr(notebooks, "code", lambda code=code: code)
+        assert notebooks.execute(tmp_path / "short.ipynb", plan, store) == 0
+        assert len(store.search("tiny", notebook="short")) == runs
+    assert capsys.readouterr().out.count("executed before") == 1
+    monkeypatch.undo()
+    assert len(notebooks.code()) == 64
