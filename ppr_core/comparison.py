@@ -74,7 +74,7 @@ def _log_cell(plan: Plan, store: Store, row: pd.Series) -> str:
     name = f"{row['attack']} / {row['label']} s{row['seed']}"
     for old in store.search(plan.study.name, kind="cell", cell=name):
         store.discard(old.info.run_id)
-    tags = {"kind": "cell", "key": key, "cell": name}
+    tags = {"kind": "cell", "key": key, "cell": name, "parent": row["last"]}
     run = store.start(
         plan.study.name,
         name,

@@ -32,6 +32,8 @@ def test_cells_are_kept_once_with_what_a_person_compares(plan, store):
         assert len(run.data.metrics) <= 12
         assert len(run.data.params) <= 12
         row = rows.loc[run.data.params["defense"]]
+        parent = store.find(run.data.tags["ppr.parent"])
+        assert parent.data.tags["ppr.stage"] in ("backdoored", "retuned"), "leads to the settings"
         for name in results.FIGURES:
             if row[name] == row[name]:
                 assert run.data.metrics[name] == round(row[name], 2)
