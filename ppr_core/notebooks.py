@@ -89,10 +89,11 @@ def execute(notebook: Path, plan: Plan, store: Store, *, computed: bool = False)
     if store.find(key):
         print(f"notebook {notebook.stem}: executed before, nothing has changed", flush=True)
         return 0
+    tags = {"kind": "notebook", "settings": plan.mark}
     run_id = store.start(
         plan.study.name,
         notebook.stem,
-        tags={"kind": "notebook", "notebook": notebook.stem, "key": key},
+        tags={**tags, "notebook": notebook.stem, "key": key},
         params={name: value for name, value in settings.items() if name != "name"},
     )
     print(f"notebook {notebook.stem} ...", flush=True)

@@ -443,6 +443,11 @@ class Plan:
                     add(self.transfer(attack, seed))
         return list(ordered.values())
 
+    @cached_property
+    def mark(self) -> str:
+        """What tells this study from another of its name: a short digest of all its stages."""
+        return digest([stage.key for stage in self.stages()])[:12]
+
     def last(self, attack: str, defense: str, seed: int) -> Stage:
         """Return the stage that completes a cell, its measures beside RA left out."""
         if attack == NO_ATTACK:

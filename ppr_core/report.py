@@ -56,7 +56,7 @@ def write(plan: Plan, store: Store, further: Sequence[Plan] = ()) -> Path:
     path = store.folder / "reports" / f"{plan.study.name}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(html)
-    run = store.start(plan.study.name, "report", tags={"kind": "report"})
+    run = store.start(plan.study.name, "report", tags={"kind": "report", "settings": plan.mark})
     store.attach(run, path)
     store.finish(run)
     return path
@@ -86,7 +86,10 @@ def _beside(row: "results.pd.Series") -> list[str]:
 
 
 def _figures(plan: Plan, store: Store) -> list[dict[str, str]]:
-    """Return the newest figures of each executed notebook, as data URIs; the explorer's last."""
+    """Return the newest figures of each notebook, executed for this very study, as data URIs.
+
+    The explorer's come last.
+    """
     figures = []
     for notebook in sorted(plan.study.notebooks, key=lambda name: name.startswith("00")):
         runs = store.search(
@@ -94,6 +97,7 @@ def _figures(plan: Plan, store: Store) -> list[dict[str, str]]:
             query="attributes.status = 'FINISHED'",
             kind="notebook",
             notebook=notebook,
+            settings=plan.mark,
         )
         if not runs:
             continue

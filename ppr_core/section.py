@@ -61,6 +61,8 @@ class Section:
         """
         if os.environ.get("PPR_COMPUTED"):
             return
+        if self.own:
+            self.store.log(self.run, tags={"settings": self.plan.mark})
         for name, reason in engine.run(self.plan, self.lab).items():
             print(f"failed: {name}: {reason}")
 

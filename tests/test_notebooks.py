@@ -121,6 +121,8 @@ def test_plain_papermill_works_too(store, tmp_path):
     )
     [run] = store.search("tiny", kind="notebook")
     assert run.info.status == "FINISHED"
+    study = {**file, "defenses": {}, "rho_grid": [], "measures": {}}
+    assert run.data.tags["ppr.settings"] == Plan(Study(**study)).mark
 
 
 def test_a_failing_notebook_is_an_honest_exit_code(store, tmp_path, capsys):

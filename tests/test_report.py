@@ -1,5 +1,7 @@
 """The HTML report says what the tables of a terminal and of the notebooks say."""
 
+import base64
+
 import pandas as pd
 
 from ppr_core import claims, report, results
@@ -34,3 +36,19 @@ def test_the_papers_numbers_stand_beside_ours(store, tiny_study, monkeypatch):
     assert f"{row}<td>-2.00</td><td>-</td>" in html
     html = written(store, tiny_study, monkeypatch, dataset="shapes")
     assert "numbers beside ours" not in html
+
+
+def test_figures_are_those_of_this_study_not_of_another_of_its_name(store, tiny_study, tmp_path):
+    study = tiny_study.replace(notebooks=["02_retuning_attack"])
+    plans = [Plan(study.replace(seeds=seeds)) for seeds in ([0], [0, 1])]
+    for index, plan in enumerate(plans):
+        (tmp_path / "2_robustness.png").write_bytes(f"picture {index}".encode())
+        tags = {"kind": "notebook", "notebook": "02_retuning_attack", "settings": plan.mark}
+        run = store.start("tiny", "02_retuning_attack", tags=tags)
+        store.attach(run, tmp_path / "2_robustness.png", "figures")
+        store.finish(run)
+    for index, plan in enumerate(plans):
+        html = report.write(plan, store).read_text()
+        assert html.count("data:image/png;base64,") == 1
+        assert base64.b64encode(f"picture {index}".encode()).decode() in html
+    assert "data:image" not in report.write(Plan(study.replace(seeds=[1])), store).read_text()
