@@ -223,7 +223,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         "model": {"name": "resnet18"},
         "measures": {"query": {}, "path": {}},
     }
-    values = _settings(arguments.file, [], given)
+    values = _settings(arguments.file, [], given) | {"name": given["name"]}  # not that study's
     for what, name in (("dataset", arguments.dataset), ("model", arguments.model)):
         if name and name != values[what].get("name"):  # what is named here counts, not the file
             values[what] = {"name": name}

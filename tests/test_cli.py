@@ -177,5 +177,6 @@ def test_evaluate_takes_what_is_named_before_what_a_file_says(
     command = ["evaluate", "--attack", "badnet", "--backdoored", str(weights)]
     assert main([*command, "--purified", str(weights), "-f", study_file, *arguments]) == 0
     [study] = taken
+    assert study.name == "evaluate", "the file's study keeps its cells and its report"
     assert study.dataset == dataset
     assert model.items() <= study.model.items()
