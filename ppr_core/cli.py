@@ -341,7 +341,7 @@ def _report(arguments: argparse.Namespace) -> int:
         print(table(rows))
         if arguments.format == "text":
             verdicts = claims.scoreboard(claims.gather(plan, store, further))
-            print("\n" + claims.text(verdicts))
+            print(f"\n{claims.text(verdicts)}\nreport   {report.write(plan, store, further)}")
     return 0
 
 

@@ -110,7 +110,7 @@ def _tell(row: pd.Series) -> str:
 
 def _about(row: pd.Series) -> dict[str, Any]:
     """Return what a run is about; charts cut names after ten characters, so "pam 0.5" it is."""
-    short = row["label"].replace(" rho ", " ").removesuffix(" (oracle)")
+    short = row["label"].replace(" rho ", " ").replace("(oracle)", "oracle")
     return {**row.reindex(ABOUT).dropna(), "defense": short}
 
 

@@ -48,7 +48,7 @@ def run(plan: Plan, lab: Lab, backend: Backend = "local", gpu_share: float = 1.0
         gpu_share == 1 or backend == "ray",
         f"expected Ray where stages share a GPU, got engine {backend}; add --engine ray",
     )
-    plan.check_data()
+    plan.check()
     closed = lab.store.close_stale()
     if closed:
         print(f"closed {closed} run(s) of a killed start; going on from their checkpoints")

@@ -26,7 +26,7 @@ from ppr_core.reactivation.retuning import PAPER_COUNTS, Retuning
 from ppr_core.reactivation.triggers import Triggers
 from ppr_core.runtime import pick_device
 from ppr_core.training import Schedule
-from ppr_core.weights import sha256
+from ppr_core.weights import read, sha256
 
 NO_DEFENSE, CLEAN = "none", "clean"  # the control rows of every table
 GRID = "pam@"  # of the labels of PAM at the other values of the rho grid
@@ -487,8 +487,13 @@ class Plan:
         """The defender's clean images."""
         return reserve(self.images.train, self.study.reserve, self.study.validation, seed)
 
-    def check_data(self) -> None:
-        """Raise DataError at once where the data cannot serve the study."""
+    def check(self) -> None:
+        """Raise at once where the study cannot do with what it is given.
+
+        Raises:
+            DataError: too few images, or ones that an attack cannot stamp.
+            CheckpointError: a model made elsewhere that is not of the study's architecture.
+        """
         train = self.images.train
         for label, attack in self.attacks.items():
             try:
@@ -500,6 +505,10 @@ class Plan:
             f"expected a reserve of at most {len(train)} images, got {self.study.reserve}",
             DataError,
         )
+        if self.checkpoints:
+            model = self.model.build(train.num_classes, seed=0)
+            for file in self.checkpoints.values():
+                read(file, model)
 
 
 @lru_cache(maxsize=2)

@@ -121,6 +121,25 @@ def query_bars(rows: pd.DataFrame) -> Figure:
     return _grouped_bars(rows[rows["q_p_asr"].notna()], shown, [BEFORE, AFTER, CLEAN])
 
 
+def rival_bars(rows: pd.DataFrame) -> Figure:
+    """Draw the ASR that each way to wake a backdoor reaches, a panel an attack.
+
+    Args:
+        rows: `results.cells` of a study that measures "query"; what it does not measure is absent.
+    """
+    shown = {
+        "p_asr": ("RA", AFTER),
+        "clean_retuned_asr": ("RA, clean samples alone", "#e8b04a"),
+        "q_p_asr": ("QRA", "#4a90d9"),
+        "trigger_asr": ("optimised trigger", "#6b4c9a"),
+    }
+    rows = _named(rows)
+    rows = rows[rows["q_p_asr"].notna()]
+    shown = {name: look for name, look in shown.items() if rows[name].notna().any()}
+    titles = {name: title for name, (title, _) in shown.items()}
+    return _grouped_bars(rows, titles, [colour for _, colour in shown.values()])
+
+
 def _named(rows: pd.DataFrame) -> pd.DataFrame:
     """Keep what has figures, under the names that tables use."""
     names = rows.apply(label, axis=1)

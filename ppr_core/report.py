@@ -56,7 +56,10 @@ def write(plan: Plan, store: Store, further: Sequence[Plan] = ()) -> Path:
     path = store.folder / "reports" / f"{plan.study.name}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(html)
-    run = store.start(plan.study.name, "report", tags={"kind": "report", "settings": plan.mark})
+    tags = {"kind": "report", "settings": plan.mark}
+    for old in store.search(plan.study.name, **tags):
+        store.discard(old.info.run_id)
+    run = store.start(plan.study.name, "report", tags=tags)
     store.attach(run, path)
     store.finish(run)
     return path

@@ -284,8 +284,14 @@ def _heads(table: pd.DataFrame) -> dict[str, str]:
 
 
 def further_heads(table: pd.DataFrame) -> dict[str, str]:
-    """Return the columns of QRA and LMC that a summary has figures of, and their heads."""
-    further = {"q_p_asr": "QRA P-ASR", "q_c_asr": "QRA C-ASR", "barrier": "barrier"}
+    """Return the columns beside RA that a summary has figures of, and their heads."""
+    further = {
+        "clean_retuned_asr": "clean RA",
+        "q_p_asr": "QRA P-ASR",
+        "q_c_asr": "QRA C-ASR",
+        "trigger_asr": "trigger",
+        "barrier": "barrier",
+    }
     measured = table.columns[table.notna().any()]
     return {name: head for name, head in further.items() if name in measured}
 

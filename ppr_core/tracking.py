@@ -39,6 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PARAM_LIMIT = 6000  # characters of one MLflow parameter
 BATCH_LIMIT = 1000  # metrics in one MLflow request
 BUSY_S = 20.0  # how long to wait for another process's lock on the database
+TRIES = 3  # of what fails only where another process does the same at the same moment
 
 
 @dataclass
@@ -199,9 +200,17 @@ class Store:
         run = self.client.create_run(self.experiment(experiment), tags=marks, run_name=name)
         self.log(run.info.run_id, params=params or {})
         if dataset:
-            images = DatasetInput(Dataset(**dataset, source_type="ppr_core"))
-            self.client.log_inputs(run.info.run_id, [images])
+            self._log_dataset(run.info.run_id, Dataset(**dataset, source_type="ppr_core"))
         return run.info.run_id
+
+    def _log_dataset(self, run_id: str, dataset: Dataset) -> None:
+        """Say what a run is about; of two processes that are the first to, MLflow refuses one."""
+        for left in reversed(range(TRIES)):
+            try:
+                return self.client.log_inputs(run_id, [DatasetInput(dataset)])
+            except MlflowException:
+                if not left:
+                    raise
 
     @_as_store_error
     def log(

@@ -143,7 +143,10 @@ def read(path: Path, model: nn.Module) -> State:
     state = {name.replace(".shortcut.", ".downsample."): t for name, t in state.items()}
     fixed = {name: t for name, t in own.items() if name.startswith("normalise.")}
     state = {**fixed, **state}
-    check_same_shapes(state, own)
+    try:
+        check_same_shapes(state, own)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} does not fit the model: {error}") from None
     return state
 
 

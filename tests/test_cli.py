@@ -1,9 +1,12 @@
 import csv
 import io
 import socket
+from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
 from ppr_core import claims, cli
 from ppr_core.attacks import ATTACKS
@@ -136,6 +139,25 @@ def test_a_study_from_the_command_line_to_its_report(study_file, capsys, store):
     assert "ep (oracle)" in html
     assert len(store.search("tiny", kind="cell")) == 4
     assert len(store.search("tiny", kind="report")) == 1
+
+
+def test_report_writes_the_page_that_it_says_and_keeps_one(study_file, capsys, store):
+    for _ in range(2):
+        assert main(["report", study_file]) == 0
+    path = capsys.readouterr().out.splitlines()[-1].removeprefix("report   ")
+    assert "tiny: is the purified model really safe?" in Path(path).read_text()
+    assert len(store.search("tiny", kind="report")) == 1
+
+
+def test_models_that_do_not_fit_are_refused_before_anything_is_computed(
+    study_file, tmp_path, capsys, store
+):
+    weights = tmp_path / "a.safetensors"
+    save_file({"other": torch.zeros(1)}, weights)
+    command = ["evaluate", "--attack", "badnet", "--backdoored", str(weights)]
+    assert main([*command, "--purified", str(weights), "-f", study_file]) == 2
+    assert str(weights) in capsys.readouterr().err
+    assert store.search() == []
 
 
 def test_a_port_in_use_gives_the_next_free_one():

@@ -110,4 +110,4 @@ def test_mistakes_are_found_before_anything_runs(overrides, message):
 )
 def test_what_the_data_cannot_serve_is_found_before_anything_runs(overrides, message, store):
     with pytest.raises(DataError, match=message):
-        plan(**overrides).check_data()
+        plan(**overrides).check()

@@ -33,6 +33,8 @@ def named(frame, column="defense"):
 MEASURED = ROWS.assign(
     q_p_asr=[None, 2.0, 60.0, 50.0, 40.0],
     q_c_asr=[None, 1.0, 5.0, 4.0, 3.0],
+    clean_retuned_asr=None,
+    trigger_asr=[None, 3.0, 70.0, 60.0, 7.0],
     distance=[None, None, 3.0, 4.0, 5.0],
     path_distance=[None, None, 1.0, 2.5, 2.0],
     barrier=[None, None, 10.0, 0.0, 30.0],
@@ -116,6 +118,13 @@ FIGURES = {
         ["attack success rate (%)"],
         [""],
         ["triggered", "triggered + QRA", "clean + QRA"],
+    ),
+    "rival_bars": (
+        lambda: plots.rival_bars(MEASURED),
+        ["blended"],
+        ["attack success rate (%)"],
+        [""],
+        ["RA", "QRA", "optimised trigger"],
     ),
     "budget_curves": (
         lambda: plots.budget_curves(QUERIES),
@@ -264,6 +273,15 @@ def test_query_bars_are_the_asr_before_and_under_qra():
     assert widths(plain) == [0.5, 5.0, 20.0, 1.0]
     assert widths(triggered) == [2.0, 60.0, 50.0, 40.0]
     assert widths(clean) == [1.0, 5.0, 4.0, 3.0]
+
+
+def test_rival_bars_are_the_asr_that_each_way_reaches():
+    [axis] = plots.rival_bars(MEASURED).axes
+    assert ticks(axis) == NAMES[1:]
+    retuned, query, trigger = axis.containers[:3]
+    assert widths(retuned) == [1.0, 80.0, 90.0, 4.0]
+    assert widths(query) == [2.0, 60.0, 50.0, 40.0]
+    assert widths(trigger) == [3.0, 70.0, 60.0, 7.0]
 
 
 def test_budget_curves_show_each_model_above_and_the_controls_below():

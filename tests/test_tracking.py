@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
 
 from ppr_core.errors import CheckpointError, StoreError
 from ppr_core.tracking import Result, Store
@@ -100,6 +101,26 @@ def test_a_locked_store_is_one_error(store, monkeypatch):
         with pytest.raises(StoreError, match="locked"):
             Store(store.folder)
         rival.execute("ROLLBACK")
+
+
+@pytest.mark.parametrize("failures", [1, 3])
+def test_processes_that_name_one_data_set_at_once_do_not_race(store, monkeypatch, failures):
+    """The second to insert it is refused, and finds it there when it tries again."""
+    real, left = store.client.log_inputs, [MlflowException("UNIQUE constraint failed")] * failures
+
+    def refused(*given):
+        if left:
+            raise left.pop()
+        return real(*given)
+
+    monkeypatch.setattr(store.client, "log_inputs", refused)
+    about = {"name": "tiny", "digest": "1", "source": "here"}
+    if failures == 3:
+        with pytest.raises(StoreError, match="UNIQUE"):
+            store.start("x", "run", tags={}, dataset=about)
+        return
+    run = store.client.get_run(store.start("x", "run", tags={}, dataset=about))
+    assert [used.dataset.name for used in run.inputs.dataset_inputs] == ["tiny"]
 
 
 def test_a_file_where_the_folder_should_be(tmp_path):

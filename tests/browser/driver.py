@@ -12,6 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import nbformat
+import psutil
 
 from ppr_core.cli import ROOT, free_port
 
@@ -78,12 +79,16 @@ def serving(command, url, folder, **environment):
             _wait(process, url, log)
             yield
         finally:
+            started = psutil.Process(process.pid).children(recursive=True)
             process.terminate()
             try:
                 process.wait(20)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            for left in started:  # a kernel may outlive Voila
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    left.kill()
 
 
 def _wait(process, url, log):
