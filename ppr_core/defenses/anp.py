@@ -32,23 +32,35 @@ class Anp(MaskPruning):
     def learn(self, model: nn.Module, data: ImageSet, *, rng: torch.Generator) -> Masks:
         """Learn masks in [0, 1] at fixed weights, the network normalising by batch statistics."""
         masks = Masks(model)
+        start = torch.empty((2, len(masks.values)), device=masks.values.device)
+        noise = fork(rng, "noise")
+
+        def clamp_and_draw() -> None:
+            masks.clamp()
+            draw(start, self.eps, noise)  # for the next step: drawn on the host, between two
+
+        draw(start, self.eps, noise)
         with masks.on(model):
             fit(
                 model,
                 data,
                 self.schedule,
                 rng=fork(rng, "batches"),
-                gradient=self._gradient(masks, fork(rng, "noise")),
-                after_step=masks.clamp,
+                gradient=self._gradient(masks, start),
+                after_step=clamp_and_draw,
                 parameters=[masks.values],
+                writes=(),
             )
         return masks
 
-    def _gradient(self, masks: Masks, rng: torch.Generator) -> Gradient:
-        """Return a step of three passes: the noise's ascent, and the loss with and without it."""
+    def _gradient(self, masks: Masks, start: Tensor) -> Gradient:
+        """Return a step of three passes: the noise's ascent, and the loss with and without it.
+
+        It reads the noise to start from in `start`, and draws none: so it can be recorded.
+        """
 
         def gradient(loss: Callable[[], Tensor]) -> Tensor:
-            masks.noise = disturb(masks, loss, self.eps, self.ascent_steps, rng)
+            masks.noise = disturb(masks, loss, start, self.eps, self.ascent_steps)
             disturbed = (1 - self.alpha) * loss()
             disturbed.backward()
             masks.noise = None
@@ -59,15 +71,20 @@ class Anp(MaskPruning):
         return gradient
 
 
+def draw(start: Tensor, eps: float, rng: torch.Generator) -> None:
+    """Fill `start` (2, channels) with noise from U(-eps, eps), drawn on the CPU."""
+    noise = eps * (2 * torch.rand(start.shape, generator=rng) - 1)
+    start.copy_(noise, non_blocking=True)  # CUDA takes its own copy of pageable memory at once
+
+
 def disturb(
-    masks: Masks, loss: Callable[[], Tensor], eps: float, steps: int, rng: torch.Generator
+    masks: Masks, loss: Callable[[], Tensor], start: Tensor, eps: float, steps: int
 ) -> Tensor:
-    """Return noise (2, channels), drawn from U(-eps, eps) and moved to raise the loss.
+    """Return the noise that starts as `start` (2, channels) and is moved to raise the loss.
 
     It is not projected back, so with one step it reaches twice eps.
     """
-    device = masks.values.device
-    noise = (eps * (2 * torch.rand((2, len(masks.values)), generator=rng) - 1)).to(device)
+    noise = start.detach()  # the same memory: a recorded step finds each new draw there
     for _ in range(steps):
         masks.noise = noise.requires_grad_()
         (slope,) = torch.autograd.grad(loss(), noise)

@@ -3,12 +3,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ppr_core import training
 from ppr_core.data.images import to_float
 from ppr_core.defenses import masks as masks_module
-from ppr_core.defenses.anp import Anp, disturb
+from ppr_core.defenses.anp import Anp, disturb, draw
 from ppr_core.defenses.masks import Masks, prune, sweep
 from ppr_core.errors import ConfigError, DataError
+from ppr_core.method import fork
 from ppr_core.models import batch_norms
+from ppr_core.runtime import session
+from ppr_core.training import fit
 from ppr_core.weights import snapshot
 
 SHORT = {"steps": 4, "batch_size": 16, "lr": 0.5}
@@ -88,16 +92,21 @@ def test_the_ascent_by_hand(model, rng):
     def loss():
         return masks.noise[0].sum() - masks.noise[1].sum()
 
-    def draw(steps):
-        return disturb(masks, loss, 0.4, steps, torch.Generator().manual_seed(3))
+    def moved(steps):
+        return disturb(masks, loss, start, 0.4, steps)
 
-    start = draw(0)
+    start = torch.empty(2, len(masks.values))
+    draw(start, 0.4, torch.Generator().manual_seed(3))
+    drawn = start.clone()
     assert start.abs().max() <= 0.4
     assert start.abs().max() > 0.39
+    assert torch.equal(moved(0), start)
     for steps in (1, 4):
-        torch.testing.assert_close(draw(steps), start + torch.tensor([[0.4], [-0.4]]))
-    assert draw(1).abs().max() <= 0.8
-    assert not draw(1).requires_grad
+        torch.testing.assert_close(moved(steps), start + torch.tensor([[0.4], [-0.4]]))
+    assert moved(1).abs().max() <= 0.8
+    assert not moved(1).requires_grad
+    assert not start.requires_grad
+    assert torch.equal(start, drawn)
 
 
 def test_the_two_losses_are_mixed(model, rng):
@@ -108,7 +117,9 @@ def test_the_two_losses_are_mixed(model, rng):
         seen.append(noise)
         return ((masks.values + noise) ** 2).sum()
 
-    value = Anp(alpha=0.25)._gradient(masks, rng)(loss)
+    start = torch.empty(2, len(masks.values))
+    draw(start, 0.4, rng)
+    value = Anp(alpha=0.25)._gradient(masks, start)(loss)
     _, noise, off = seen
     assert off == 0
     torch.testing.assert_close(masks.values.grad, 0.25 * 2 + 0.75 * 2 * (1 + noise))
@@ -145,6 +156,54 @@ def test_three_passes_a_step(model, data, rng):
     method = Anp(schedule=SHORT, select="fixed")
     cost = method(model, data, rng=rng).cost
     assert (cost.forward, cost.backward) == (12, 12)
+
+
+def learnt_by_drawing_within_the_step(method, model, data, rng):
+    """Masks as they are learnt where each step draws its own noise, which nothing can record."""
+    masks, noise_rng = Masks(model), fork(rng, "noise")
+
+    def gradient(loss):
+        noise = method.eps * (2 * torch.rand((2, len(masks.values)), generator=noise_rng) - 1)
+        for _ in range(method.ascent_steps):
+            masks.noise = noise.requires_grad_()
+            (slope,) = torch.autograd.grad(loss(), noise)
+            noise = noise.detach() + method.eps / method.ascent_steps * slope.sign()
+        masks.noise = noise
+        disturbed = (1 - method.alpha) * loss()
+        disturbed.backward()
+        masks.noise = None
+        plain = method.alpha * loss()
+        plain.backward()
+        return (disturbed + plain).detach()
+
+    hooks = {"gradient": gradient, "after_step": masks.clamp, "parameters": [masks.values]}
+    with masks.on(model):
+        fit(model, data, method.schedule, rng=fork(rng, "batches"), **hooks)
+    return masks
+
+
+@pytest.mark.parametrize("ascent", [0, 1, 3])
+def test_steps_are_recorded_and_each_reads_noise_of_its_own(
+    ascent, model, data, monkeypatch, recorder
+):
+    """Bit for bit what comes of drawing within the step, a last, smaller batch included."""
+    method = Anp(ascent_steps=ascent, schedule={"steps": 8, "batch_size": 20, "lr": 0.1})
+    monkeypatch.setattr(training._Step, "worth", 1)
+
+    def seeded():
+        return torch.Generator().manual_seed(5)
+
+    expected = learnt_by_drawing_within_the_step(method, model, data, seeded()).values
+    with session(capture=False):
+        eager = method.learn(model, data, rng=seeded()).values
+    assert recorder == []
+    recorded = method.learn(model, data, rng=seeded()).values
+    assert recorder == [6]  # batches of 20, 20 and 8 images: the small ones run as they stand
+    assert 0 < expected.min() < expected.max()
+    assert torch.equal(eager, expected)
+    assert torch.equal(recorded, expected)
+    other = method.replace(eps=0.3).learn(model, data, rng=seeded()).values
+    assert not torch.equal(other, expected)
 
 
 def test_masks_are_shared_by_all_thresholds(model, data, rng):
