@@ -29,7 +29,8 @@ def run(plan: Plan, lab: Lab, backend: Backend = "local", gpu_share: float = 1.0
     """Compute every stage of a study that the store does not hold.
 
     A stage that fails does not stop the others: it is kept as a FAILED run, what depends on it is
-    left out, and both are returned.
+    left out, and both are returned. Where Ray's worker dies of it at every attempt, it fails, too;
+    its run is closed by the next start.
 
     Args:
         plan: the study, resolved.
@@ -124,13 +125,27 @@ def _on_ray(plan: Plan, stages: list[Stage], bar: "_Bar", gpu_share: float) -> F
         left = list(names)
         while left:
             (done,), left = ray.wait(left, num_returns=1)
-            stage, reason = names[done], ray.get(done)
+            stage = names[done]
+            reason = _outcome(done, stage, failures)
             if reason is not None:
                 failures[stage.name] = reason
             bar.end(stage, reason)
         return failures
     finally:
         ray.shutdown()
+
+
+def _outcome(done: Any, stage: Stage, failures: Failures) -> str | None:
+    """Return why a stage that Ray is through with failed, or None; a dead worker is a reason."""
+    import ray
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
+
+    try:
+        return ray.get(done)
+    # Killed at every attempt, most often for memory. What waits for the stage gets its error.
+    except (NodeDiedError, OutOfMemoryError, WorkerCrashedError) as error:
+        text = str(error).strip().partition("\n")[0]
+        return _blocked(stage, failures) or f"worker died: {type(error).__name__}: {text}"
 
 
 def _remote(settings: dict[str, Any], key: str, *before: str | None) -> str | None:

@@ -1,4 +1,7 @@
 import shutil
+from concurrent.futures import Future
+from functools import partial
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -58,6 +61,69 @@ def test_stages_share_a_gpu_as_asked(store, monkeypatch):
     given = engine.run(plan, Lab(store), "ray", gpu_share=0.25)
     assert len(given) == len(plan.stages())
     assert all("'GPU': 0.25" in resources for resources in given.values())
+
+
+class InPlaceOfRay:
+    """Tasks that run as they are handed on; the stage of one key kills its worker each time."""
+
+    def __init__(self, ray, error, key):
+        self.ray, self.error, self.key = ray, error, key
+
+    def put_in(self, monkeypatch):
+        for name in ("remote", "wait", "get"):
+            monkeypatch.setattr(self.ray, name, getattr(self, name))
+        monkeypatch.setattr(self.ray, "init", lambda **given: None)
+        monkeypatch.setattr(self.ray, "shutdown", lambda: None)
+        monkeypatch.setattr(self.ray, "cluster_resources", dict)
+
+    def remote(self, **options):
+        return lambda function: SimpleNamespace(remote=partial(self.hand_on, function))
+
+    def hand_on(self, function, settings, key, *before):
+        future, errors = Future(), [parent.exception() for parent in before if parent.exception()]
+        if errors:  # Ray gives it to what waits, as an error of both classes
+            cause = self.ray.exceptions.RayTaskError("_remote", "its\ntrace", errors[0])
+            future.set_exception(cause.as_instanceof_cause())
+        elif key == self.key:
+            future.set_exception(self.error)
+        else:
+            future.set_result(function(settings, key, *(parent.result() for parent in before)))
+        return future
+
+    def wait(self, futures, num_returns):
+        return futures[:1], futures[1:]
+
+    def get(self, future):
+        return future.result()
+
+
+@pytest.mark.parametrize("kind", ["WorkerCrashedError", "OutOfMemoryError", "NodeDiedError"])
+def test_a_worker_that_dies_is_its_stages_failure_only(kind, store, monkeypatch, capsys):
+    ray = pytest.importorskip("ray")
+    plan, ran = Plan(Study(**TINY_STUDY)), []
+    stages = {stage.name: stage for stage in plan.stages()}
+    dead = "badnet/ft purified s0"
+    error = getattr(ray.exceptions, kind)(*([] if "Crashed" in kind else ["killed\nfor memory"]))
+    InPlaceOfRay(ray, error, stages[dead].key).put_in(monkeypatch)
+    monkeypatch.setattr(engine, "_remote", lambda settings, key, *before: ran.append(key))
+    failures = engine.run(plan, Lab(store), "ray")
+    text = str(error).splitlines()[0]
+    assert failures.pop(dead) == f"worker died: {kind}: {text}"
+    assert f"{dead}  " in capsys.readouterr().out
+    assert failures["badnet/ft retuned s0"] == f"needs {dead}, which failed"
+    assert all(reason.endswith("which failed") for reason in failures.values())
+    assert "badnet/ep purified s0" not in failures
+    assert len(ran) == len(stages) - 1 - len(failures)
+
+
+def test_an_error_of_the_code_in_a_worker_is_not_hidden(store, monkeypatch):
+    ray = pytest.importorskip("ray")
+    plan = Plan(Study(**TINY_STUDY))
+    error = ray.exceptions.RayTaskError("_remote", "its trace", TypeError("a slip"))
+    InPlaceOfRay(ray, error.as_instanceof_cause(), plan.stages()[0].key).put_in(monkeypatch)
+    monkeypatch.setattr(engine, "_remote", lambda settings, key, *before: None)
+    with pytest.raises(TypeError, match="its trace"):
+        engine.run(plan, Lab(store), "ray")
 
 
 @pytest.mark.parametrize(
