@@ -177,7 +177,7 @@ def _study(arguments: argparse.Namespace) -> int:
 
 def _compute(plan: Any, store: Any, sections: list[Path], *where: Any) -> int:
     """Compute a study, print its table, execute its notebooks, write its report."""
-    from ppr_core import comparison, engine, notebooks, report, results
+    from ppr_core import claims, comparison, engine, notebooks, report, results
     from ppr_core.study import Lab
 
     print(f"study {plan.study.name}: {len(plan.stages())} stages on {plan.device}", flush=True)
@@ -188,7 +188,7 @@ def _compute(plan: Any, store: Any, sections: list[Path], *where: Any) -> int:
     clock = time.time()
     broken = notebooks.execute_all(sections, plan, store)
     told = time.time() - clock
-    path = report.write(plan, store)
+    path = report.write(plan, store, claims.gather(plan, store))
     print(f"time     {_shares({'computing stages': lab.computing, 'notebooks': told})}")
     print(f"report   {path}")
     print("compare  make ui      (MLflow, experiment " + repr(plan.study.name) + ")")
@@ -330,18 +330,19 @@ def _report(arguments: argparse.Namespace) -> int:
 
     plan, store = _plan(arguments), Store()
     further = [Plan(Study.load(file)) for file in arguments.also]
-    if arguments.format == "html":
-        print(report.write(plan, store, further))
-        return 0
-    rows = results.cells(plan, store)
     if arguments.format == "csv":
-        rows.to_csv(sys.stdout, index=False)
-    else:
-        table = results.markdown_table if arguments.format == "markdown" else results.text_table
-        print(table(rows))
-        if arguments.format == "text":
-            verdicts = claims.scoreboard(claims.gather(plan, store, further))
-            print(f"\n{claims.text(verdicts)}\nreport   {report.write(plan, store, further)}")
+        results.cells(plan, store).to_csv(sys.stdout, index=False)
+        return 0
+    if arguments.format == "markdown":
+        print(results.markdown_table(results.cells(plan, store)))
+        return 0
+    evidence = claims.gather(plan, store, further)
+    path = report.write(plan, store, evidence)
+    if arguments.format == "html":
+        print(path)
+        return 0
+    print(results.text_table(evidence.cells))
+    print(f"\n{claims.text(claims.scoreboard(evidence))}\nreport   {path}")
     return 0
 
 

@@ -2,7 +2,7 @@
 
 import base64
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,24 +13,24 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from ppr_core import claims, paper, results
+from ppr_core.evidence import Evidence
 from ppr_core.plan import Plan
 from ppr_core.tracking import Store, commit
 
 TEMPLATE = "report.html.j2"
 
 
-def write(plan: Plan, store: Store, further: Sequence[Plan] = ()) -> Path:
+def write(plan: Plan, store: Store, evidence: Evidence) -> Path:
     """Write a study's report into the store's folder, and log it to MLflow.
 
     Args:
         plan: of the study.
         store: that holds its runs.
-        further: other studies, for the claims that span several (`claims.gather`).
+        evidence: what its runs say, by `claims.gather`.
 
     Returns:
         The path of the HTML file, which needs nothing beside itself.
     """
-    evidence = claims.gather(plan, store, further)
     rows, verdicts = evidence.cells, claims.scoreboard(evidence)
     summary = results.summary(rows)
     heads = results.further_heads(summary)

@@ -16,25 +16,24 @@ ROW = {
 }
 
 
-def written(store, study, monkeypatch, **figures):
-    rows = pd.DataFrame([{**ROW, **figures}])
-    monkeypatch.setattr(claims, "gather", lambda *given: Evidence(rows))
-    return report.write(Plan(study), store).read_text()
+def written(store, study, **figures):
+    evidence = Evidence(pd.DataFrame([{**ROW, **figures}]))
+    return report.write(Plan(study), store, evidence).read_text()
 
 
-def test_qra_and_lmc_have_columns_where_they_were_measured(store, tiny_study, monkeypatch):
-    html = written(store, tiny_study, monkeypatch)
+def test_qra_and_lmc_have_columns_where_they_were_measured(store, tiny_study):
+    html = written(store, tiny_study)
     assert "<th>QRA P-ASR</th>" not in html
-    html = written(store, tiny_study, monkeypatch, q_p_asr=71.25, barrier=3.0)
+    html = written(store, tiny_study, q_p_asr=71.25, barrier=3.0)
     assert "<th>QRA P-ASR</th><th>barrier</th>" in html
     assert "<td>71.2</td><td>3.0</td><td>+97.0</td>" in html
 
 
-def test_the_papers_numbers_stand_beside_ours(store, tiny_study, monkeypatch):
-    html = written(store, tiny_study, monkeypatch)
+def test_the_papers_numbers_stand_beside_ours(store, tiny_study):
+    html = written(store, tiny_study)
     row = "<td>3</td><td>badnet</td><td>fst</td><td>p_asr</td><td>100.00</td><td>98.00</td>"
     assert f"{row}<td>-2.00</td><td>-</td>" in html
-    html = written(store, tiny_study, monkeypatch, dataset="shapes")
+    html = written(store, tiny_study, dataset="shapes")
     assert "numbers beside ours" not in html
 
 
@@ -48,7 +47,7 @@ def test_figures_are_those_of_this_study_not_of_another_of_its_name(store, tiny_
         store.attach(run, tmp_path / "2_robustness.png", "figures")
         store.finish(run)
     for index, plan in enumerate(plans):
-        html = report.write(plan, store).read_text()
+        html = report.write(plan, store, claims.gather(plan, store)).read_text()
         assert html.count("data:image/png;base64,") == 1
         assert base64.b64encode(f"picture {index}".encode()).decode() in html
-    assert "data:image" not in report.write(Plan(study.replace(seeds=[1])), store).read_text()
+    assert "data:image" not in written(store, study.replace(seeds=[1]))

@@ -24,19 +24,25 @@ def test_every_panel_has_its_pictures_once(opened):
     assert opened.locator(".ppr-epsilon-out table.ppr-sample img").count() == 4 * 6
 
 
+def placed(page, name):
+    """What a panel says first, by the slider's place."""
+    handle = page.locator(f".ppr-{name} .noUi-handle")
+    value = float(handle.get_attribute("aria-valuetext"))
+    words = {"rho": f"rho {value:g}", "epsilon": f"epsilon {value:g}/255", "t": f"t = {value:.2f}"}
+    return words[name]
+
+
 @pytest.mark.parametrize("name", driver.PANELS)
 def test_a_slider_moves_by_keyboard(opened, name):
     before, image = driver.says(opened, name), picture(opened, name)
-    handle = opened.locator(f".ppr-{name} .noUi-handle")
-    handle.focus()
+    opened.locator(f".ppr-{name} .noUi-handle").focus()
     steps = 15 if name == "rho" else 4
     for _ in range(steps):
         opened.keyboard.press("ArrowLeft")
     assert driver.settled(opened, name, before) != before
     opened.wait_for_timeout(1500)
-    value = float(handle.get_attribute("aria-valuetext"))
-    word = {"rho": f"rho {value:g}", "epsilon": f"epsilon {value:g}/255", "t": f"t = {value:.2f}"}
-    assert driver.says(opened, name).startswith(word[name]), "the newest position is the one shown"
+    shown = driver.says(opened, name)
+    assert shown.startswith(placed(opened, name)), "the newest position is the one shown"
     assert picture(opened, name) != image
 
 
@@ -51,7 +57,7 @@ def test_a_slider_moves_by_mouse(opened, name):
     opened.mouse.down()
     opened.mouse.move(track["x"] + 0.95 * track["width"], middle, steps=8)
     opened.mouse.up()
-    driver.settled(opened, name, before)
+    assert driver.settled(opened, name, before).startswith(placed(opened, name))
 
 
 def test_another_defense_changes_the_panels(opened):
@@ -63,6 +69,7 @@ def test_another_defense_changes_the_panels(opened):
     opened.wait_for_function(
         "old => document.querySelector('.ppr-t-out img.widget-image').src != old", arg=before
     )
+    assert driver.says(opened, "t").startswith(placed(opened, "t")), "at the same place"
     menu.select_option(label=chosen)
 
 

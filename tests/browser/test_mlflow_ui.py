@@ -2,9 +2,12 @@
 
 import pytest
 
-from ppr_core import comparison
+from ppr_core import comparison, plots, results
+from ppr_core.config import Study
+from ppr_core.plan import Plan
 from ppr_core.tracking import Store
 from tests.browser import driver
+from tests.conftest import EXPLORED
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,18 @@ def test_the_epochs_of_ra_are_a_saved_view(page, experiment, folder):
     assert page.locator(".js-plotly-plot").count() == 1
 
 
-def test_an_artifact_is_previewed(page, experiment, folder):
-    [run] = Store(folder / "mlruns").search("tiny", stage="retuned", defense="ft")
+def test_a_result_and_a_figure_are_previewed(page, experiment, folder, tmp_path):
+    store = Store(folder / "mlruns")
+    [run] = store.search("tiny", stage="retuned", defense="ft")
     page.goto(f"{experiment}/runs/{run.info.run_id}/artifacts/result/result.json")
     page.get_by_text('"history"').first.wait_for()
+    assert page.get_by_text('"sha256"').first.is_visible()
+    rows = results.cells(Plan(Study(**EXPLORED)), store)
+    plots.robustness_bars(rows).savefig(tmp_path / "bars.png")
+    drawn = store.start("tiny", "drawn", tags={"kind": "notebook"})
+    store.attach(drawn, tmp_path / "bars.png", "figures")
+    page.goto("about:blank")
+    page.goto(f"{experiment}/runs/{drawn}/artifacts/figures/bars.png")
+    shown = page.locator("img[src^='blob:'], img[src^='data:'], canvas, .js-plotly-plot").first
+    shown.wait_for()
+    assert shown.bounding_box()["width"] > 100
