@@ -2,6 +2,6 @@
 
 import sys
 
-from ppr_core.cli import main
+from ppr_core.cli.main import main
 
 sys.exit(main())

@@ -1,20 +1,18 @@
-"""Settings: strict, frozen, declared once; and the study's own settings, read from YAML."""
+"""Settings: strict, frozen, declared once."""
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import torch
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticUndefined
 
 from ppr_core.errors import ConfigError, need
 
-__all__ = ["Field", "Settings", "Study", "derive", "digest", "from_registry"]
+__all__ = ["Field", "Settings", "derive", "digest", "from_registry"]
 
 
 class Settings(BaseModel):
@@ -150,76 +148,3 @@ def derive(seed: int, *names: str | int) -> torch.Generator:
         names: the path of the purpose, such as "defense", "pam".
     """
     return torch.Generator().manual_seed(int(digest([seed, *names])[:15], 16))
-
-
-class Study(Settings):
-    """All settings of one study; its names are the keys of a YAML file and of every notebook."""
-
-    name: str = Field(description="name of the study, of its experiment and of its report")
-    seeds: list[int] = Field([0], description="seeds to run; figures show mean and spread")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where tensors live")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of matrix products")
-    deterministic: bool = Field(False, description="forbid algorithms that vary from run to run")
-    dataset: dict[str, Any] = Field({"name": "shapes"}, description="data set and its settings")
-    model: dict[str, Any] = Field({"name": "resnet18"}, description="classifier and its settings")
-    training: dict[str, Any] = Field({}, description="schedule of clean and backdoored models")
-    poison_rate: float = Field(0.05, ge=0, le=1, description="share of the whole training set")
-    target: int = Field(0, ge=0, description="target label of every attack")
-    attacks: dict[str, dict[str, Any]] = Field({"badnet": {}}, description="label -> overrides")
-    reserve: int = Field(2500, ge=1, description="clean images the defender holds")
-    validation: float = Field(0.2, ge=0, lt=1, description="share of the reserve for selection")
-    defenses: dict[str, dict[str, Any]] = Field({}, description="label -> overrides")
-    retuning: dict[str, Any] = Field({}, description="settings of the retuning attack (RA)")
-    rho_grid: list[float] = Field([], description="PAM's rho values for the rho curve")
-    measures: dict[str, dict[str, Any]] = Field({}, description="beside RA: measure -> overrides")
-    budgets: list[float] = Field(
-        [2 * step / 255 for step in range(9)], description="pixel budgets of the epsilon sweep"
-    )
-    checkpoints: dict[str, str] = Field({}, description="models made elsewhere: label -> file")
-    clean_control: bool = Field(True, description="train the never-poisoned model as a control")
-    notebooks: list[str] = Field([], description="sections to execute, such as 01_backdoors")
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        need(self.name and "/" not in self.name, f"expected a plain study name, got {self.name!r}")
-        need(self.seeds, "expected at least one seed, got none")
-        need(len(set(self.seeds)) == len(self.seeds), f"expected distinct seeds, got {self.seeds}")
-        need(
-            self.budgets and all(0 <= budget <= 1 for budget in self.budgets),
-            f"expected pixel budgets from 0 to 1 (16/255 is {16 / 255:.4f}), got {self.budgets}",
-        )
-        return self
-
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read a study from a YAML file; a key `base` names a file beside it that it changes.
-
-        Raises:
-            ConfigError: no such file, not YAML, an unknown key, a wrong type, or out of range.
-        """
-        try:
-            return cls(**_read(Path(path)))
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from None
-
-    @classmethod
-    def from_names(cls, names: Mapping[str, Any]) -> Self:
-        """Build a study from a notebook's names (`globals()`): those that are settings count."""
-        return cls(**{key: names[key] for key in cls.model_fields if key in names})
-
-
-def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Return a study file's settings, those of the file that it is based on included."""
-    path = path.resolve()
-    need(path.is_file(), f"expected a study file, got {path} (no such file); see params/")
-    need(path not in seen, f"expected a base that does not lead back to itself, got {path}")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"expected YAML, got {error}") from None
-    need(isinstance(values, dict), f"expected a mapping of settings, got {values!r}")
-    base = values.pop("base", None)
-    if base is None:
-        return values
-    need(isinstance(base, str), f"expected the name of a study file as base, got {base!r}")
-    return {**_read(path.parent / base, (*seen, path)), **values}

@@ -16,7 +16,7 @@ from ppr_core.config import Field, Settings
 from ppr_core.data.images import ImageSet, to_float
 from ppr_core.errors import DataError, need
 from ppr_core.metrics import EVAL_BATCH, eval_batch, evaluating, hit_rate
-from ppr_core.models import clone
+from ppr_core.models.base import clone
 from ppr_core.runtime import Record, autocast, in_bf16
 from ppr_core.weights import (
     State,

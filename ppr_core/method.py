@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ppr_core.config import Settings
 from ppr_core.data.images import ImageSet
 from ppr_core.errors import DataError, need
-from ppr_core.models import clone
+from ppr_core.models.base import clone
 from ppr_core.runtime import Cost, Record, counted
 
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ppr_core.errors import CheckpointError, need
-from ppr_core.models import batch_norms, check_same_shapes
+from ppr_core.models.base import batch_norms, check_same_shapes
 
 State = dict[str, Tensor]
 

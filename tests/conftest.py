@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ppr_core.config import Settings
 from ppr_core.data.images import ImageSet
 from ppr_core.models import build
-from ppr_core.training import Schedule
+from ppr_core.training.fit import Schedule
 
 BUDGETS = {"epochs", "steps", "rounds", "iterations", "width"}  # width: of helper networks
 
@@ -103,8 +103,8 @@ def recorder(monkeypatch):
 
     Returns the number of replays, by recording.
     """
-    from ppr_core import training
     from ppr_core.runtime import counted
+    from ppr_core.training import capture
 
     replays = []
 
@@ -130,15 +130,15 @@ def recorder(monkeypatch):
 
         return value, replay
 
-    monkeypatch.setattr(training, "_recordable", lambda optimizer, batch: True)
-    monkeypatch.setattr(training, "_recorded", recorded)
+    monkeypatch.setattr(capture, "_recordable", lambda optimizer, batch: True)
+    monkeypatch.setattr(capture, "_recorded", recorded)
     return replays
 
 
 @pytest.fixture(scope="session")
 def store_template(tmp_path_factory):
     """A store made once: creating one costs seconds of migrations, copying it nothing."""
-    from ppr_core.tracking import Store
+    from ppr_core.lab.store import Store
 
     folder = tmp_path_factory.mktemp("template") / "mlruns"
     Store(folder)
@@ -148,7 +148,7 @@ def store_template(tmp_path_factory):
 @pytest.fixture
 def store(store_template, tmp_path, monkeypatch):
     """A fresh store in a folder of the test's own, also for the processes that it starts."""
-    from ppr_core.tracking import Store
+    from ppr_core.lab.store import Store
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("PPR_STORE", str(tmp_path / "mlruns"))
@@ -172,7 +172,7 @@ TINY_STUDY = {
 
 @pytest.fixture
 def tiny_study():
-    from ppr_core.config import Study
+    from ppr_core.lab.study import Study
 
     return Study(**TINY_STUDY)
 
@@ -207,11 +207,12 @@ EXPLORED = {
 @pytest.fixture(scope="session")
 def explored(store_template, tmp_path_factory):
     """A store's folder with a tiny study that has all that the explorer shows; read it only."""
-    from ppr_core import comparison, engine
-    from ppr_core.config import Study
-    from ppr_core.plan import Plan
-    from ppr_core.study import Lab
-    from ppr_core.tracking import Store
+    from ppr_core.lab import engine
+    from ppr_core.lab.desk import Lab
+    from ppr_core.lab.plan import Plan
+    from ppr_core.lab.store import Store
+    from ppr_core.lab.study import Study
+    from ppr_core.reporting import comparison
 
     folder = tmp_path_factory.mktemp("explored") / "mlruns"
     shutil.copytree(store_template, folder)

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from ppr_core.config import Field, Settings, Study, derive, digest, from_registry
+from ppr_core.config import Field, Settings, derive, digest, from_registry
 from ppr_core.errors import ConfigError
+from ppr_core.lab.study import Study
 
 
 class Inner(Settings):

@@ -10,7 +10,7 @@ from ppr_core.connectivity import Path, barrier, path, point, regress
 from ppr_core.data.images import ImageSet, to_float
 from ppr_core.errors import CheckpointError, ConfigError, DataError
 from ppr_core.metrics import evaluate, triggered
-from ppr_core.models import batch_norms
+from ppr_core.models.base import batch_norms
 from ppr_core.runtime import session
 from ppr_core.weights import recalibrate, snapshot
 from tests.conftest import tiny_model, tiny_set

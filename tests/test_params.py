@@ -4,10 +4,10 @@ from collections import Counter
 
 import pytest
 
-from ppr_core import notebooks
-from ppr_core.cli import ROOT
-from ppr_core.config import Study
-from ppr_core.plan import CLEAN, MEASURES, NEEDED, NO_DEFENSE, Plan
+from ppr_core.cli.main import ROOT
+from ppr_core.lab import notebooks
+from ppr_core.lab.plan import CLEAN, MEASURES, NEEDED, NO_DEFENSE, Plan
+from ppr_core.lab.study import Study
 
 FILES = sorted((ROOT / "params").glob("*.yaml"))
 INDEX = (ROOT / "params" / "README.md").read_text()

@@ -10,11 +10,11 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
-from ppr_core import results
-from ppr_core.cli import ROOT, _parser, main
-from ppr_core.config import Study
-from ppr_core.plan import Plan
-from ppr_core.study import Lab
+from ppr_core.cli.main import ROOT, _parser, main
+from ppr_core.lab.desk import Lab
+from ppr_core.lab.plan import Plan
+from ppr_core.lab.study import Study
+from ppr_core.reporting import results
 from tests.browser import screenshots
 from tests.conftest import TINY_STUDY
 

@@ -3,7 +3,7 @@ import torch
 
 from ppr_core.data.images import to_float
 from ppr_core.errors import CheckpointError
-from ppr_core.models import batch_norms
+from ppr_core.models.base import batch_norms
 from ppr_core.weights import distance, interpolate, moved, norm, recalibrate, scaled_to, snapshot
 from tests.conftest import tiny_model, tiny_set
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ppr_core.attacks.base import State
 from ppr_core.attacks.blended import blend, noise_image
-from ppr_core.attacks.cover import CoverAttack
+from ppr_core.attacks.parts.cover import CoverAttack
 from ppr_core.config import Field
 from ppr_core.data.images import ImageSet
 

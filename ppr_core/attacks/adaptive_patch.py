@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ppr_core.attacks.base import State
 from ppr_core.attacks.blended import blend
-from ppr_core.attacks.cover import CoverAttack
+from ppr_core.attacks.parts.cover import CoverAttack
 from ppr_core.config import Field
 
 SIZE = 32  # side of the image that the places below refer to; larger inputs scale them up

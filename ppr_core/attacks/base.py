@@ -12,7 +12,7 @@ from ppr_core.config import Field
 from ppr_core.data.images import ImageSet
 from ppr_core.errors import DataError, need
 from ppr_core.method import Method, Outcome, fork
-from ppr_core.training import Schedule, fit
+from ppr_core.training.fit import Schedule, fit
 
 State = Mapping[str, Tensor]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ppr_core.attacks.base import State
-from ppr_core.attacks.cover import CoverAttack
+from ppr_core.attacks.parts.cover import CoverAttack
 from ppr_core.config import Field
 from ppr_core.data.images import ImageSet
 

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ppr_core.attacks.base import Poisoned, State
-from ppr_core.attacks.cover import CoverAttack
-from ppr_core.attacks.trigger_networks import SPREAD, TriggerNetworks, sharpen
+from ppr_core.attacks.parts.cover import CoverAttack
+from ppr_core.attacks.parts.trigger_networks import SPREAD, TriggerNetworks, sharpen
 from ppr_core.config import Field
 from ppr_core.data.images import ImageSet, to_float, to_uint8
 from ppr_core.errors import need
 from ppr_core.method import Outcome, fork
 from ppr_core.runtime import seeded
-from ppr_core.training import Schedule, fit, make_optimizer
+from ppr_core.training.fit import Schedule, fit, make_optimizer
 
 AT_ONCE = 512  # images stamped together; bounds the memory of the networks' maps
 

@@ -8,8 +8,8 @@ from pydantic import model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from ppr_core.attacks.adversarial import Adversary, craft, fit_robust
 from ppr_core.attacks.base import Attack, State
+from ppr_core.attacks.parts.adversarial import Adversary, craft, fit_robust
 from ppr_core.config import Field, from_registry
 from ppr_core.data.images import ImageSet
 from ppr_core.data.splits import hold_out
@@ -17,7 +17,7 @@ from ppr_core.errors import DataError, need
 from ppr_core.method import fork
 from ppr_core.metrics import clean_accuracy
 from ppr_core.models import MODELS, build
-from ppr_core.training import Schedule
+from ppr_core.training.fit import Schedule
 
 FILE_SIZE = 32  # side of the trigger that larger inputs scale up
 CORNER = ((1, -1, -1), (-1, 1, -1), (1, -1, 1))  # left corners: 1 white, -1 black

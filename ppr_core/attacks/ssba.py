@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ppr_core.attacks.base import Attack, State
-from ppr_core.attacks.steganography import (
+from ppr_core.attacks.parts.steganography import (
     PLANS,
     Decoder,
     Encoder,
@@ -22,7 +22,7 @@ from ppr_core.errors import need
 from ppr_core.method import fork
 from ppr_core.metrics import psnr
 from ppr_core.runtime import seeded
-from ppr_core.training import Schedule, fit
+from ppr_core.training.fit import Schedule, fit
 
 BATCH = 512  # images encoded at once
 

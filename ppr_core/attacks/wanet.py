@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ppr_core.attacks.base import Poisoned, State
-from ppr_core.attacks.cover import CoverAttack
+from ppr_core.attacks.parts.cover import CoverAttack
 from ppr_core.config import Field
 from ppr_core.data.images import ImageSet
 from ppr_core.method import Outcome
-from ppr_core.training import fit
+from ppr_core.training.fit import fit
 
 
 class WaNet(CoverAttack):

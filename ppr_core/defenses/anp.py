@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from ppr_core.config import Field
 from ppr_core.data.images import ImageSet
-from ppr_core.defenses.masks import MaskPruning, Masks
+from ppr_core.defenses.parts.masks import MaskPruning, Masks
 from ppr_core.method import fork
-from ppr_core.training import Gradient, Schedule, fit
+from ppr_core.training.fit import Gradient, Schedule, fit
 
 
 class Anp(MaskPruning):

@@ -1,12 +1,9 @@
 """What every defense shares: its signature, which is its threat model."""
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, nn
 
 from ppr_core.data.images import ImageSet
-from ppr_core.errors import need
 from ppr_core.method import Method
 
 
@@ -41,17 +38,3 @@ class Defense(Method):
         The weights of a purified model fit a model so extended; a path to it starts from one.
         """
         return model
-
-
-def need_layers(found: Iterable[object], use: str, kind: str) -> None:
-    """Raise ConfigError unless a model has the layers that a defense is about.
-
-    Args:
-        found: those layers of the model.
-        use: what the defense does to them, as a sentence.
-        kind: what a model has that has them.
-    """
-    need(
-        any(True for _ in found),
-        f"{use}: expected a model with {kind}, got one without; choose another defense for it",
-    )

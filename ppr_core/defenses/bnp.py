@@ -7,11 +7,10 @@ from torch import Tensor, nn
 
 from ppr_core.config import Field
 from ppr_core.data.images import ImageSet, to_float
-from ppr_core.defenses.base import need_layers
-from ppr_core.defenses.outliers import OutlierPruning
-from ppr_core.defenses.watching import watching
+from ppr_core.defenses.parts.hooks import watching
+from ppr_core.defenses.parts.outliers import OutlierPruning
 from ppr_core.metrics import evaluating
-from ppr_core.models import batch_norms
+from ppr_core.models.base import batch_norms, need_layers
 
 
 class Bnp(OutlierPruning):

@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 from ppr_core.config import Field
 from ppr_core.data.images import ImageSet
-from ppr_core.defenses.sources import need_parts
-from ppr_core.defenses.unlearning import Mix, Unlearning
-from ppr_core.training import Schedule
+from ppr_core.defenses.parts.unlearning import Mix, Unlearning
+from ppr_core.models.base import need_parts
+from ppr_core.training.fit import Schedule
 
 
 class Bti(Unlearning):

@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 from torch import nn
 
 from ppr_core.config import Field
-from ppr_core.defenses.sharpness import sam_gradient
-from ppr_core.defenses.unlearning import Mix, Stepping
-from ppr_core.training import Schedule
+from ppr_core.defenses.parts.sharpness import sam_gradient
+from ppr_core.defenses.parts.unlearning import Mix, Stepping
+from ppr_core.training.fit import Schedule
 
 
 class BtiSam(Stepping):

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ppr_core.data.images import ImageSet
-from ppr_core.defenses.base import need_layers
-from ppr_core.defenses.outliers import OutlierPruning
+from ppr_core.defenses.parts.outliers import OutlierPruning
+from ppr_core.models.base import need_layers
 
 SMALL = 1e-5  # added to the variance, which a dead channel lets go to zero
 

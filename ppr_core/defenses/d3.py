@@ -11,10 +11,10 @@ from ppr_core.config import Field
 from ppr_core.data.images import ImageSet
 from ppr_core.defenses.base import Defense
 from ppr_core.defenses.finetune import BENCH, keep_norm
-from ppr_core.defenses.sources import need_parts
 from ppr_core.errors import need
 from ppr_core.method import Outcome, fork
-from ppr_core.training import Loss, Schedule, fit
+from ppr_core.models.base import need_parts
+from ppr_core.training.fit import Loss, Schedule, fit
 from ppr_core.weights import norm
 
 Start = Literal["random", "noise", "far", "zero", "near"]

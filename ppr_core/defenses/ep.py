@@ -12,7 +12,7 @@ from ppr_core.data.images import ImageSet, to_float, to_uint8
 from ppr_core.defenses.base import Defense
 from ppr_core.errors import DataError, need
 from ppr_core.method import Outcome, fork
-from ppr_core.training import Schedule, fit
+from ppr_core.training.fit import Schedule, fit
 
 STAGES = {"test": ("test",), "train": ("train",), "both": ("test", "train")}
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from ppr_core.config import Field
 from ppr_core.data.images import ImageSet
 from ppr_core.defenses.base import Defense
-from ppr_core.defenses.sources import need_parts
 from ppr_core.method import Outcome, fork
-from ppr_core.training import Loss, Schedule, cross_entropy, fit
+from ppr_core.models.base import need_parts
+from ppr_core.training.fit import Loss, Schedule, cross_entropy, fit
 
 # Source: BackdoorBench, the tuning of most defenses that it has.
 BENCH = Schedule(epochs=100, lr=0.01, weight_decay=5e-4, batch_size=256, decay="cosine")

@@ -10,11 +10,11 @@ from ppr_core.config import Field
 from ppr_core.data.images import ImageSet
 from ppr_core.defenses.base import Defense
 from ppr_core.defenses.finetune import draw_head, keep_norm
-from ppr_core.defenses.selection import strongest
-from ppr_core.defenses.sources import need_parts
+from ppr_core.defenses.parts.selection import strongest
 from ppr_core.method import Outcome, fork
+from ppr_core.models.base import need_parts
 from ppr_core.runtime import Record
-from ppr_core.training import Loss, Schedule, fit
+from ppr_core.training.fit import Loss, Schedule, fit
 
 
 class Fst(Defense):

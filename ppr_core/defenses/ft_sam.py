@@ -9,9 +9,9 @@ from ppr_core.config import Field
 from ppr_core.data.images import ImageSet
 from ppr_core.defenses.base import Defense
 from ppr_core.defenses.finetune import smoothed
-from ppr_core.defenses.sharpness import sam_gradient
+from ppr_core.defenses.parts.sharpness import sam_gradient
 from ppr_core.method import Outcome, fork
-from ppr_core.training import Schedule, fit
+from ppr_core.training.fit import Schedule, fit
 
 TUNING = Schedule(
     epochs=20, lr=0.01, weight_decay=5e-4, batch_size=256, decay="cosine", decay_by="step"

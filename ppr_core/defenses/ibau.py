@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from ppr_core.config import Field
 from ppr_core.data.images import ImageSet, augmented, to_float
 from ppr_core.defenses.base import Defense
-from ppr_core.defenses.sources import need_parts
 from ppr_core.method import Outcome, fork
-from ppr_core.training import Schedule, fit
+from ppr_core.models.base import need_parts
+from ppr_core.training.fit import Schedule, fit
 
 TUNING = Schedule(epochs=20, optimizer="adam", lr=1e-4, amsgrad=True, batch_size=256)
 

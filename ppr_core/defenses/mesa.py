@@ -6,10 +6,10 @@ from pydantic import SerializeAsAny
 from torch import nn
 
 from ppr_core.config import Field
-from ppr_core.defenses.patches import PatchDistribution
-from ppr_core.defenses.sources import TriggerSource
-from ppr_core.defenses.unlearning import Mix, Unlearning
-from ppr_core.training import Schedule
+from ppr_core.defenses.parts.unlearning import Mix, Unlearning
+from ppr_core.defenses.sources.base import TriggerSource
+from ppr_core.defenses.sources.patches import PatchDistribution
+from ppr_core.training.fit import Schedule
 
 
 class Mesa(Unlearning):

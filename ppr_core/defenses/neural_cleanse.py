@@ -6,11 +6,11 @@ from pydantic import SerializeAsAny
 from torch import nn
 
 from ppr_core.config import Field
-from ppr_core.defenses.cleanse import Cleanse
 from ppr_core.defenses.finetune import BENCH
-from ppr_core.defenses.sources import TriggerSource
-from ppr_core.defenses.unlearning import Mix, Unlearning
-from ppr_core.training import Schedule
+from ppr_core.defenses.parts.unlearning import Mix, Unlearning
+from ppr_core.defenses.sources.base import TriggerSource
+from ppr_core.defenses.sources.cleanse import Cleanse
+from ppr_core.training.fit import Schedule
 
 
 class NeuralCleanse(Unlearning):

@@ -10,10 +10,10 @@ from ppr_core.config import Field
 from ppr_core.data.images import ImageSet
 from ppr_core.defenses.base import Defense
 from ppr_core.defenses.sau import avoid
-from ppr_core.defenses.sources import need_parts
 from ppr_core.errors import need
 from ppr_core.method import Outcome, fork
-from ppr_core.training import Loss, Schedule, fit
+from ppr_core.models.base import need_parts
+from ppr_core.training.fit import Loss, Schedule, fit
 
 WARM_UP = Schedule(epochs=5, lr=1e-4, weight_decay=5e-4)
 TUNING = Schedule(epochs=50, lr=0.01, weight_decay=5e-4)

@@ -8,10 +8,10 @@ from torch.nn import functional as F
 
 from ppr_core.config import Field
 from ppr_core.data.images import ImageSet
-from ppr_core.defenses.forgetting import forget
-from ppr_core.defenses.masks import MaskPruning, Masks
+from ppr_core.defenses.parts.forgetting import forget
+from ppr_core.defenses.parts.masks import MaskPruning, Masks
 from ppr_core.method import fork
-from ppr_core.training import Schedule, fit
+from ppr_core.training.fit import Schedule, fit
 
 FORGET = Schedule(epochs=20, lr=0.01, weight_decay=5e-4)
 

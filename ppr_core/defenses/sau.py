@@ -11,8 +11,8 @@ from ppr_core.data.images import ImageSet
 from ppr_core.defenses.base import Defense
 from ppr_core.method import Outcome, fork
 from ppr_core.metrics import evaluating
-from ppr_core.models import clone
-from ppr_core.training import Loss, Schedule, fit
+from ppr_core.models.base import clone
+from ppr_core.training.fit import Loss, Schedule, fit
 
 TUNING = Schedule(
     epochs=100, optimizer="adam", lr=1e-4, amsgrad=True, batch_size=256, crop=0, flip=False

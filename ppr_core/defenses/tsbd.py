@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from ppr_core.config import Field
 from ppr_core.data.images import ImageSet
-from ppr_core.defenses.base import Defense, need_layers
-from ppr_core.defenses.forgetting import forget
-from ppr_core.defenses.selection import strongest
-from ppr_core.defenses.sharpness import sam_gradient
+from ppr_core.defenses.base import Defense
+from ppr_core.defenses.parts.forgetting import forget
+from ppr_core.defenses.parts.selection import strongest
+from ppr_core.defenses.parts.sharpness import sam_gradient
 from ppr_core.method import Outcome, fork
-from ppr_core.models import clone, convolutions
+from ppr_core.models.base import clone, convolutions, need_layers
 from ppr_core.runtime import Record
-from ppr_core.training import Schedule, fit
+from ppr_core.training.fit import Schedule, fit
 
 FORGET = Schedule(epochs=1000, lr=1e-4, batch_size=256)
 TUNING = Schedule(epochs=20, lr=0.01, batch_size=256)

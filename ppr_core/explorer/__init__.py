@@ -10,9 +10,9 @@ from ppr_core.explorer import pages
 from ppr_core.explorer.choice import Choice
 from ppr_core.explorer.holdings import holdings, nothing_held
 from ppr_core.explorer.panels import EpsilonPanel, Panel, PathPanel, RhoPanel
-from ppr_core.section import Section, resolve
-from ppr_core.study import Lab
-from ppr_core.tracking import Store
+from ppr_core.lab.desk import Lab
+from ppr_core.lab.section import Section, resolve
+from ppr_core.lab.store import Store
 
 __all__ = ["Explorer"]
 

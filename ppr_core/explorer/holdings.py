@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from ppr_core.config import Study
 from ppr_core.defenses import Pam
 from ppr_core.errors import CheckpointError, ConfigError, DataError
-from ppr_core.plan import CLEAN, GRID, NO_ATTACK, NO_DEFENSE, Plan, Stage
-from ppr_core.results import PURIFIED_BELOW, label
-from ppr_core.tracking import ROOT, Run, Store
+from ppr_core.lab.places import ROOT
+from ppr_core.lab.plan import CLEAN, GRID, NO_ATTACK, NO_DEFENSE, Plan, Stage
+from ppr_core.lab.store import Run, Store
+from ppr_core.lab.study import Study
+from ppr_core.reporting.results import PURIFIED_BELOW, label
 
 CURVE = {"c_acc": "o_c_acc", "o_asr": "o_asr", "p_asr": "p_asr"}  # of a retuned stage's metrics
 UNUSABLE = (ConfigError, DataError, CheckpointError, OSError)

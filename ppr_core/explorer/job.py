@@ -14,13 +14,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ppr_core import comparison
-from ppr_core.config import Study
 from ppr_core.errors import CheckpointError, ConfigError, DataError, StoreError
-from ppr_core.plan import Plan, Stage
+from ppr_core.lab.desk import Lab
+from ppr_core.lab.places import ROOT
+from ppr_core.lab.plan import Plan, Stage
+from ppr_core.lab.store import Store
+from ppr_core.lab.study import Study
+from ppr_core.reporting import comparison
 from ppr_core.runtime import Record, share_cores
-from ppr_core.study import Lab
-from ppr_core.tracking import ROOT, Store
 
 PATIENCE_S = 10.0  # from the request to stop to the end of the process by force
 

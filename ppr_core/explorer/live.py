@@ -6,14 +6,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ppr_core import connectivity, measures
+from ppr_core import connectivity
 from ppr_core.data.images import ImageSet, to_float, to_uint8
 from ppr_core.explorer.holdings import Cell, Held
+from ppr_core.lab import measures as measures
+from ppr_core.lab.desk import Lab
 from ppr_core.metrics import attack_success_rate, clean_accuracy, triggered
 from ppr_core.reactivation.perturbation import within
 from ppr_core.reactivation.query import generator_of
 from ppr_core.runtime import autocast, session
-from ppr_core.study import Lab
 from ppr_core.weights import snapshot
 
 SHOWN = 6  # test images that are shown

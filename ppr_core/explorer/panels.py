@@ -6,14 +6,14 @@ from html import escape
 import ipywidgets as widgets
 import pandas as pd
 
-from ppr_core import plots
-from ppr_core.config import Study
 from ppr_core.explorer import pages
 from ppr_core.explorer.choice import Choice, Latest, in_loop
 from ppr_core.explorer.holdings import UNUSABLE, Cell, holdings, no_pam, not_measured, pams
 from ppr_core.explorer.job import Job, Progress
 from ppr_core.explorer.live import MEASURED, Samples, Walk
-from ppr_core.study import Lab
+from ppr_core.lab.desk import Lab
+from ppr_core.lab.study import Study
+from ppr_core.reporting import plots
 
 FIGURES = {"c_acc": "C-Acc", "o_asr": "O-ASR", "p_asr": "P-ASR"}
 ERRORS = {"backdoor_error": "backdoor error", "clean_error": "clean error"}

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ppr_core.attacks.adversarial import pgd
+from ppr_core.attacks.parts.adversarial import pgd
 from ppr_core.config import Field, Settings
 from ppr_core.reactivation.perturbation import EPS, Perturb, along
 from ppr_core.reactivation.triggers import Universal

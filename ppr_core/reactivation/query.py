@@ -10,13 +10,13 @@ from torch.nn import functional as F
 from ppr_core.config import Field
 from ppr_core.data.images import ImageSet
 from ppr_core.data.splits import draw
-from ppr_core.defenses.sources import need_parts
 from ppr_core.errors import CheckpointError, DataError, need
 from ppr_core.method import Method, Outcome, fork
 from ppr_core.metrics import logits
+from ppr_core.models.base import need_parts
 from ppr_core.reactivation.perturbation import EPS, frozen, within
 from ppr_core.runtime import seeded
-from ppr_core.training import Schedule, fit
+from ppr_core.training.fit import Schedule, fit
 
 # Weight of the balanced term, by attack. Source: Min et al. 2024, sec. B.2. An attack that is not
 # listed takes the field's default.

@@ -10,7 +10,7 @@ from ppr_core.data.images import ImageSet, augmented
 from ppr_core.data.splits import draw
 from ppr_core.errors import DataError, need
 from ppr_core.method import Method, Outcome, fork
-from ppr_core.training import Schedule, fit
+from ppr_core.training.fit import Schedule, fit
 
 # Poisoned samples by attack. Source: Min et al. 2024, sec. B.2 (CIFAR-10); the number is set where
 # the clean model still stays low. An attack that is not listed takes the field's default.

@@ -16,7 +16,7 @@ from ppr_core.method import Method, Outcome, fork
 from ppr_core.metrics import EVAL_BATCH
 from ppr_core.reactivation.perturbation import Perturb, along, frozen, within
 from ppr_core.runtime import Record, autocast
-from ppr_core.training import Schedule, fit
+from ppr_core.training.fit import Schedule, fit
 
 # Shares of the iterations after which the square's area is halved. Source: Andriushchenko et al.
 # 2020, arXiv:1912.00049, sec. 4 (of 10,000 iterations).

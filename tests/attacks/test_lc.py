@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from ppr_core.attacks.adversarial import craft, pgd
 from ppr_core.attacks.lc import LabelConsistent
+from ppr_core.attacks.parts.adversarial import craft, pgd
 from ppr_core.data.images import ImageSet
 from ppr_core.errors import ConfigError, DataError
 from tests.conftest import shrink, tiny_model, tiny_set

@@ -11,7 +11,8 @@ from ppr_core.config import from_registry
 from ppr_core.data.images import ImageSet
 from ppr_core.errors import ConfigError, DataError
 from ppr_core.metrics import attack_success_rate, clean_accuracy, logits, triggered
-from ppr_core.models import MODELS, Normalise
+from ppr_core.models import MODELS
+from ppr_core.models.base import Normalise
 from tests.conftest import shrink, tiny_model, tiny_set
 
 SMALL = {"name": "resnet18", "width": 4, "blocks": 1}

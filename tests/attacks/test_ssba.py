@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from ppr_core.attacks.ssba import Ssba
-from ppr_core.attacks.steganography import (
+from ppr_core.attacks.parts.steganography import (
     PLANS,
     Decoder,
     Encoder,
     bit_accuracy,
     common_share,
 )
+from ppr_core.attacks.ssba import Ssba
 from ppr_core.data.images import to_float
 from ppr_core.errors import ConfigError, DataError
 from tests.conftest import shrink, tiny_set

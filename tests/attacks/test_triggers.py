@@ -12,16 +12,16 @@ from ppr_core.attacks.adaptive_blend import AdaptiveBlend
 from ppr_core.attacks.adaptive_patch import AdaptivePatch
 from ppr_core.attacks.blended import noise_image
 from ppr_core.attacks.bpp import Bpp
-from ppr_core.attacks.cover import CoverAttack
 from ppr_core.attacks.ftrojan import FTrojan, to_rgb, to_ycrcb
 from ppr_core.attacks.input_aware import InputAware
 from ppr_core.attacks.lf import LowFrequency, smooth_pattern
+from ppr_core.attacks.parts.cover import CoverAttack
 from ppr_core.attacks.sig import Sig
 from ppr_core.attacks.wanet import WaNet, warp
 from ppr_core.data.images import ImageSet
 from ppr_core.errors import ConfigError, DataError
 from ppr_core.runtime import session
-from ppr_core.training import _Checkpoint
+from ppr_core.training.checkpoint import Checkpoint
 from tests.conftest import shrink, tiny_model, tiny_set
 
 
@@ -486,7 +486,7 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("name", ["wanet", "input_aware"])
 def test_a_killed_training_resumes_to_the_same_result(monkeypatch, tmp_path, prepared, name):
-    monkeypatch.setattr(_Checkpoint, "interval_s", 0.0)
+    monkeypatch.setattr(Checkpoint, "interval_s", 0.0)
     data = tiny_set(size=32)
     training = {"epochs": 3, "batch_size": 16, "steps": None}
     attack = {"wanet": WaNet(poison_rate=0.25), "input_aware": input_aware()}[name]

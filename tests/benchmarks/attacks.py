@@ -5,11 +5,11 @@ import time
 import torch
 
 from ppr_core.attacks import ATTACKS
-from ppr_core.attacks.adversarial import pgd
+from ppr_core.attacks.parts.adversarial import pgd
 from ppr_core.data.images import to_float
 from ppr_core.data.shapes import Shapes
 from ppr_core.models import build
-from ppr_core.training import Schedule
+from ppr_core.training.fit import Schedule
 from tests.benchmarks.timing import compare, in_turn
 
 FEW = 200  # images of the per-image loop

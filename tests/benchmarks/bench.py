@@ -10,7 +10,7 @@ import torch
 
 from ppr_core.data.shapes import Shapes
 from ppr_core.models import build
-from ppr_core.training import Schedule
+from ppr_core.training.fit import Schedule
 
 # Dense bf16 peaks by the vendors' data sheets, TFLOP/s; the first name that fits counts.
 PEAKS = {

@@ -13,7 +13,7 @@ from ppr_core.defenses import DEFENSES
 from ppr_core.defenses.ibau import shifted
 from ppr_core.models import build
 from ppr_core.runtime import autocast
-from ppr_core.training import Schedule, make_optimizer
+from ppr_core.training.fit import Schedule, make_optimizer
 from tests.benchmarks.timing import compare
 
 BATCH = 128

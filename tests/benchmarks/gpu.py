@@ -15,18 +15,19 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from ppr_core import training
 from ppr_core.attacks import ATTACKS, Trigger
 from ppr_core.connectivity import path
 from ppr_core.data.images import to_float
 from ppr_core.data.shapes import Shapes
 from ppr_core.defenses import DEFENSES
 from ppr_core.metrics import evaluate, triggered
-from ppr_core.models import clone
+from ppr_core.models.base import clone
 from ppr_core.reactivation.query import Query
 from ppr_core.reactivation.retuning import Retuning
 from ppr_core.runtime import session
-from ppr_core.training import fit, make_optimizer
+from ppr_core.training import capture
+from ppr_core.training import fit as training
+from ppr_core.training.fit import fit, make_optimizer
 from ppr_core.weights import snapshot
 from tests.benchmarks.bench import Bench, recipe, seeded
 from tests.benchmarks.packing import packing
@@ -114,7 +115,7 @@ def ceiling(bench, name, data, size, contiguous=False):
     if contiguous:
         net, images = net.to(memory_format=torch.contiguous_format), images.contiguous()
     how, batch = recipe(size), (images, data.labels[:size])
-    step = training._Step(
+    step = capture.Step(
         net,
         training.cross_entropy(net),
         training.plain_gradient,

@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from ppr_core.training import fit
+from ppr_core.training.fit import fit
 from tests.benchmarks.bench import Bench, recipe, seeded
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ppr_core.tracking import Result, Store
+from ppr_core.lab.store import Result, Store
 
 RUNS = 300
 

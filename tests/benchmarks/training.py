@@ -14,7 +14,7 @@ from ppr_core.data.shapes import Shapes
 from ppr_core.metrics import logits
 from ppr_core.models import build
 from ppr_core.runtime import autocast
-from ppr_core.training import Schedule, fit, make_optimizer
+from ppr_core.training.fit import Schedule, fit, make_optimizer
 from tests.benchmarks.timing import compare
 
 BATCH = 128

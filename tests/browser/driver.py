@@ -14,7 +14,7 @@ from pathlib import Path
 import nbformat
 import psutil
 
-from ppr_core.cli import ROOT, free_port
+from ppr_core.cli.main import ROOT, free_port
 
 TOKEN = "browsertest"
 PATIENCE_MS = 120_000  # of one step: kernels import torch, and machines may be busy

@@ -5,9 +5,9 @@ import sys
 import tempfile
 import time
 
-from ppr_core.config import Study
-from ppr_core.plan import Plan
-from ppr_core.tracking import ROOT, Store
+from ppr_core.lab.plan import Plan
+from ppr_core.lab.store import ROOT, Store
+from ppr_core.lab.study import Study
 from tests.browser import driver
 from tests.browser.screenshots import STUDY, check
 

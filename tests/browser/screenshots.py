@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ppr_core import comparison
-from ppr_core.config import Study
 from ppr_core.errors import ConfigError, DataError, StoreError, need
-from ppr_core.plan import Plan
-from ppr_core.tracking import ROOT, Store
+from ppr_core.lab.plan import Plan
+from ppr_core.lab.store import ROOT, Store
+from ppr_core.lab.study import Study
+from ppr_core.reporting import comparison
 from tests.browser import driver
 
 STUDY = "params/demo.yaml"

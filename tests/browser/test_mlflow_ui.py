@@ -2,10 +2,10 @@
 
 import pytest
 
-from ppr_core import comparison, plots, results
-from ppr_core.config import Study
-from ppr_core.plan import Plan
-from ppr_core.tracking import Store
+from ppr_core.lab.plan import Plan
+from ppr_core.lab.store import Store
+from ppr_core.lab.study import Study
+from ppr_core.reporting import comparison, plots, results
 from tests.browser import driver
 from tests.conftest import EXPLORED
 

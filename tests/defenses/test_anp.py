@@ -3,16 +3,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ppr_core import training
 from ppr_core.data.images import to_float
-from ppr_core.defenses import masks as masks_module
 from ppr_core.defenses.anp import Anp, disturb, draw
-from ppr_core.defenses.masks import Masks, prune, sweep
+from ppr_core.defenses.parts import masks as masks_module
+from ppr_core.defenses.parts.masks import Masks, prune, sweep
 from ppr_core.errors import ConfigError, DataError
 from ppr_core.method import fork
-from ppr_core.models import batch_norms
+from ppr_core.models.base import batch_norms
 from ppr_core.runtime import session
-from ppr_core.training import fit
+from ppr_core.training import capture
+from ppr_core.training.fit import fit
 from ppr_core.weights import snapshot
 
 SHORT = {"steps": 4, "batch_size": 16, "lr": 0.5}
@@ -188,7 +188,7 @@ def test_steps_are_recorded_and_each_reads_noise_of_its_own(
 ):
     """Bit for bit what comes of drawing within the step, a last, smaller batch included."""
     method = Anp(ascent_steps=ascent, schedule={"steps": 8, "batch_size": 20, "lr": 0.1})
-    monkeypatch.setattr(training._Step, "worth", 1)
+    monkeypatch.setattr(capture.Step, "worth", 1)
 
     def seeded():
         return torch.Generator().manual_seed(5)

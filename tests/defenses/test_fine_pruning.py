@@ -5,7 +5,7 @@ from torch import nn
 from ppr_core.data.images import to_float
 from ppr_core.defenses import FinePruning, fine_pruning
 from ppr_core.errors import ConfigError, DataError
-from ppr_core.models import convolutions
+from ppr_core.models.base import convolutions
 from ppr_core.runtime import session
 from tests.conftest import tiny_set
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from ppr_core.defenses import selection
 from ppr_core.defenses.finetune import FtInit, draw_head
 from ppr_core.defenses.fst import Fst, shift_loss
+from ppr_core.defenses.parts import selection
 from ppr_core.errors import DataError
 from tests.conftest import tiny_model, tiny_set
 

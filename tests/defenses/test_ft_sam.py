@@ -8,7 +8,7 @@ from ppr_core.data.images import to_float
 from ppr_core.defenses.finetune import Ft
 from ppr_core.defenses.ft_sam import FtSam, balanced
 from ppr_core.runtime import session
-from ppr_core.training import Schedule
+from ppr_core.training.fit import Schedule
 
 STILL = {"steps": 1, "batch_size": 16, "lr": 0.0}
 

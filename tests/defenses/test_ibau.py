@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from ppr_core.data.images import to_float
 from ppr_core.defenses.ibau import IBau, hypergradient, shifted
 from ppr_core.runtime import session
-from ppr_core.training import Schedule, fit
+from ppr_core.training.fit import Schedule, fit
 
 ONE = torch.ones(1, 1, 1, 1)
 PLAIN = {"crop": 0, "flip": False, "batch_size": 48}

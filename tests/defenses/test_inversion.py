@@ -4,8 +4,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from ppr_core.data.images import batches, to_float
-from ppr_core.defenses import Bti, BtiSam, Pam, decoupling, inversion
-from ppr_core.defenses.decoupling import (
+from ppr_core.defenses import Bti, BtiSam, Pam
+from ppr_core.defenses.parts.unlearning import triggered_first
+from ppr_core.defenses.sources import decoupling, inversion
+from ppr_core.defenses.sources.decoupling import (
     BestEpoch,
     Pass,
     decoupled,
@@ -14,15 +16,14 @@ from ppr_core.defenses.decoupling import (
     passed,
     votes,
 )
-from ppr_core.defenses.inversion import Inversion
-from ppr_core.defenses.unet import UNet, fresh, load, load_slots, saved
-from ppr_core.defenses.unlearning import triggered_first
+from ppr_core.defenses.sources.inversion import Inversion
+from ppr_core.defenses.sources.unet import UNet, fresh, load, load_slots, saved
 from ppr_core.errors import ConfigError
 from ppr_core.method import fork
 from ppr_core.metrics import logits
-from ppr_core.models import clone
+from ppr_core.models.base import clone
 from ppr_core.runtime import session
-from ppr_core.training import Schedule, make_optimizer
+from ppr_core.training.fit import Schedule, make_optimizer
 from tests.conftest import shrink, tiny_model, tiny_set
 
 ADAM = Schedule(steps=3, batch_size=16, optimizer="adam", lr=1e-2)

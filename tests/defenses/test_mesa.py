@@ -4,11 +4,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from ppr_core.data.images import to_float
-from ppr_core.defenses import Mesa, Pam, patches
-from ppr_core.defenses.patch_networks import Critic, Generator, paste
-from ppr_core.defenses.patches import PatchDistribution, success
+from ppr_core.defenses import Mesa, Pam
+from ppr_core.defenses.sources import patches
+from ppr_core.defenses.sources.patch_networks import Critic, Generator, paste
+from ppr_core.defenses.sources.patches import PatchDistribution, success
 from ppr_core.errors import ConfigError, DataError
-from ppr_core.training import fit
+from ppr_core.training.fit import fit
 from ppr_core.weights import snapshot
 from tests.conftest import tiny_set
 
@@ -177,7 +178,7 @@ def test_removal_keeps_labels_and_patches_few_images(data, rng, model, monkeypat
         seen.append((batch, on_batch(*batch)))
         return fit(model, images, schedule, on_batch=on_batch, **named)
 
-    monkeypatch.setattr("ppr_core.defenses.unlearning.fit", noting)
+    monkeypatch.setattr("ppr_core.defenses.parts.unlearning.fit", noting)
     outcome = Mesa(inversion=source, tuning=TUNING)(model, data, rng=rng)
     ((images, labels), (mixed, kept)) = seen[0]
     assert torch.equal(kept, labels)

@@ -12,7 +12,7 @@ from ppr_core.errors import ConfigError
 from ppr_core.method import fork
 from ppr_core.models import build
 from ppr_core.runtime import session
-from ppr_core.training import fit
+from ppr_core.training.fit import fit
 
 SHORT = {"steps": 3, "batch_size": 16}
 

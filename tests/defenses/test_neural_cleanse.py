@@ -4,7 +4,7 @@ from torch import nn
 
 from ppr_core.data.images import to_float
 from ppr_core.defenses import NeuralCleanse, Pam
-from ppr_core.defenses.cleanse import Cleanse, Patch, _Pace, anomaly, flag, put
+from ppr_core.defenses.sources.cleanse import Cleanse, Patch, _Pace, anomaly, flag, put
 from ppr_core.weights import snapshot
 
 SEARCH = {"epochs": 40, "batch_size": 48, "crop": 0, "flip": False}

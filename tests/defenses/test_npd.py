@@ -7,10 +7,10 @@ from ppr_core.data.images import to_float
 from ppr_core.defenses import Ft, Npd
 from ppr_core.defenses.npd import Polarizer, best_other, last_block
 from ppr_core.errors import ConfigError
+from ppr_core.lab.desk import Lab
+from ppr_core.lab.plan import Plan
 from ppr_core.models import build
-from ppr_core.plan import Plan
 from ppr_core.runtime import session
-from ppr_core.study import Lab
 from ppr_core.weights import snapshot
 from tests.conftest import tiny_model
 

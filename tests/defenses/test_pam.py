@@ -5,15 +5,16 @@ import torch
 from torch.nn import functional as F
 
 from ppr_core.data.images import to_float
-from ppr_core.defenses import BtiSam, Pam, selection
+from ppr_core.defenses import BtiSam, Pam
 from ppr_core.defenses.pam import path_gradient, probe
-from ppr_core.defenses.sources import TriggerSource
-from ppr_core.defenses.unlearning import triggered_first
+from ppr_core.defenses.parts import selection
+from ppr_core.defenses.parts.unlearning import triggered_first
+from ppr_core.defenses.sources.base import TriggerSource
 from ppr_core.errors import ConfigError, DataError
 from ppr_core.method import fork
 from ppr_core.metrics import clean_accuracy
 from ppr_core.runtime import session
-from ppr_core.training import Schedule, fit, make_optimizer, plain_gradient
+from ppr_core.training.fit import Schedule, fit, make_optimizer, plain_gradient
 from ppr_core.weights import moved
 from tests.conftest import tiny_model, tiny_set
 

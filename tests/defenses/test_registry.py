@@ -13,15 +13,16 @@ import torchvision.models as zoo
 from torch import nn
 
 from ppr_core import defenses as package
-from ppr_core import training
 from ppr_core.attacks import ATTACKS, Trigger
 from ppr_core.config import Settings
 from ppr_core.defenses import DEFENSES, Defense
 from ppr_core.errors import ConfigError, DataError
 from ppr_core.method import Method
 from ppr_core.metrics import clean_accuracy
-from ppr_core.models import Classifier, build
+from ppr_core.models import build
+from ppr_core.models.base import Classifier
 from ppr_core.runtime import session
+from ppr_core.training import capture, checkpoint
 from tests.conftest import shrink, tiny_model, tiny_set
 
 HONEST = {"validation", "state"}
@@ -93,7 +94,7 @@ def test_what_it_took_is_counted(ran):
 def test_recording_its_steps_changes_nothing(ran, monkeypatch, recorder):
     """Whoever says what its hooks write (`writes` of `fit`) has said the truth."""
     cls, model, _, _, outcome = ran
-    monkeypatch.setattr(training._Step, "worth", 1)
+    monkeypatch.setattr(capture.Step, "worth", 1)
     recorded = call(cls, model, tiny_set(size=SIZE))
     for name, tensor in outcome.model.state_dict().items():
         assert torch.equal(tensor, recorded.model.state_dict()[name]), name
@@ -199,7 +200,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_result(name, tmp_path, monkeyp
         if name and len(history) == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training._Checkpoint, "interval_s", 0.0)
+    monkeypatch.setattr(checkpoint.Checkpoint, "interval_s", 0.0)
     with suppress(KeyboardInterrupt), session(checkpoint=tmp_path, report=kill):
         run()
     with session(checkpoint=tmp_path):

@@ -6,13 +6,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from ppr_core.data.images import to_float
-from ppr_core.defenses import Rnp, forgetting
-from ppr_core.defenses.forgetting import forget
+from ppr_core.defenses import Rnp
+from ppr_core.defenses.parts import forgetting
+from ppr_core.defenses.parts.forgetting import forget
 from ppr_core.errors import ConfigError
 from ppr_core.metrics import clean_accuracy
-from ppr_core.models import batch_norms
+from ppr_core.models.base import batch_norms
 from ppr_core.runtime import session
-from ppr_core.training import Schedule, fit
+from ppr_core.training.fit import Schedule, fit
 from ppr_core.weights import snapshot
 
 PLAIN = Schedule(epochs=3, batch_size=16, lr=0.05, crop=0, flip=False)

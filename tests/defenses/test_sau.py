@@ -9,7 +9,7 @@ from ppr_core.defenses import Sau
 from ppr_core.defenses.sau import avoid, jensen_shannon
 from ppr_core.metrics import logits as logits_of
 from ppr_core.runtime import session
-from ppr_core.training import Schedule, fit
+from ppr_core.training.fit import Schedule, fit
 from tests.conftest import tiny_model
 
 PLAIN = {"batch_size": 48, "crop": 0, "flip": False}

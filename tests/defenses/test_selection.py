@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from ppr_core.defenses import selection
-from ppr_core.defenses.selection import strongest
+from ppr_core.defenses.parts import selection
+from ppr_core.defenses.parts.selection import strongest
 from ppr_core.errors import DataError
 from ppr_core.weights import snapshot
 from tests.conftest import tiny_set

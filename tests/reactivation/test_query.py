@@ -3,15 +3,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ppr_core import training
 from ppr_core.config import ConfigError
 from ppr_core.data.images import to_float
 from ppr_core.errors import CheckpointError, DataError
-from ppr_core.models import Normalise
+from ppr_core.models.base import Normalise
 from ppr_core.reactivation import query
 from ppr_core.reactivation.perturbation import EPS, aimed, along, success
 from ppr_core.reactivation.query import PAPER_ALPHAS, Generator, Query, generator_of
 from ppr_core.runtime import session
+from ppr_core.training import capture
 from ppr_core.weights import snapshot
 from tests.conftest import shrink, tiny_model, tiny_set
 
@@ -57,7 +57,7 @@ def test_recording_its_steps_changes_nothing(form, monkeypatch, recorder):
     """What it says that its loss writes (`writes` of `fit`) is the truth."""
     method = FAST.replace(form=form)
     eager = run(method)
-    monkeypatch.setattr(training._Step, "worth", 1)
+    monkeypatch.setattr(capture.Step, "worth", 1)
     recorded = run(method)
     assert recorder == [6]  # two full batches of three epochs; the last ones are smaller
     assert all(torch.equal(t, recorded.tensors[name]) for name, t in eager.tensors.items())

@@ -1,0 +1,1 @@
+"""The command line: `python -m ppr_core ...`, also installed as `ppr`."""

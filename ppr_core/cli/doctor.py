@@ -1,0 +1,76 @@
+"""Check the machine: versions, device, store, disk, and whether threads wait passively."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+
+import torch
+
+from ppr_core.errors import StoreError
+from ppr_core.lab.places import ROOT
+from ppr_core.lab.store import Store
+from ppr_core.runtime import cpu_has_bf16, share_cores
+
+MINIMUM_DISK_GB = 2
+
+
+def check() -> int:
+    """Print one line a check; return 1 if any failed."""
+    bad = 0
+    for name, good, text in _checks():
+        bad += not good
+        print(f"{'ok ' if good else 'BAD'}  {name:10s} {text}")
+    return 1 if bad else 0
+
+
+def _checks() -> list[tuple[str, bool, str]]:
+    checks = [("python", True, f"{platform.python_version()} on {platform.platform()}")]
+    checks += [_versions(), _device(), _threads(), _store(), _disk()]
+    return checks
+
+
+def _versions() -> tuple[str, bool, str]:
+    """Compare what is installed with the exact pins."""
+    odd = []
+    for line in (ROOT / "requirements.txt").read_text().splitlines():
+        name, pinned, version = line.partition("==")
+        if not pinned or name.startswith("#"):
+            continue
+        try:
+            found = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return "packages", False, f"{name} is missing; run make setup"
+        if found != version:
+            odd.append(f"{name} {found} (pinned {version})")
+    return "packages", True, "as pinned" if not odd else "other versions: " + ", ".join(odd)
+
+
+def _device() -> tuple[str, bool, str]:
+    if torch.cuda.is_available():
+        return "device", True, torch.cuda.get_device_name()
+    precision = "bf16" if cpu_has_bf16() else "fp32"
+    return "device", True, f"CPU, {precision} (no CUDA device)"
+
+
+def _threads() -> tuple[str, bool, str]:
+    threads, policy = share_cores(), os.environ.get("OMP_WAIT_POLICY", "unset")
+    busy, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
+    crowded = busy > 1.5 * cores
+    text = f"{threads} of {cores} cores, OMP_WAIT_POLICY={policy}, load {busy:.1f}"
+    if policy.upper() != "PASSIVE":
+        return "threads", False, text + "; set OMP_WAIT_POLICY=PASSIVE: spinning rivals stall"
+    return "threads", not crowded, text + ("; other work takes these cores" if crowded else "")
+
+
+def _store() -> tuple[str, bool, str]:
+    try:
+        store = Store()
+    except StoreError as error:
+        return "store", False, str(error)
+    return "store", True, store.uri
+
+
+def _disk() -> tuple[str, bool, str]:
+    free = shutil.disk_usage(ROOT).free / 1e9
+    return "disk", free > MINIMUM_DISK_GB, f"{free:.0f} GB free in {ROOT}"

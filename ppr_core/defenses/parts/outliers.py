@@ -1,0 +1,88 @@
+"""Prune the channels whose score stands out in their layer; shared by CLP and BNP."""
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ppr_core.config import Field
+from ppr_core.data.images import ImageSet
+from ppr_core.defenses.base import Defense
+from ppr_core.defenses.parts.selection import strongest
+from ppr_core.method import Outcome, fork
+
+
+class OutlierPruning(Defense):
+    """Silence batch-norm channels that score far above their layer's mean. Subclasses score."""
+
+    privileges: ClassVar[str] = "none"
+
+    u: float = Field(3.0, ge=0, description="limit: standard deviations above the layer's mean")
+    u_grid: list[Annotated[float, Field(ge=0)]] = Field(
+        [], description="choose u from these, by validation; empty: use u"
+    )
+    c_acc_drop: float = Field(
+        2.0, ge=0, description="validation accuracy that a chosen u may cost, percentage points"
+    )
+
+    def scores(
+        self, model: nn.Module, data: ImageSet, *, rng: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Return one score a channel, by the name of the batch-norm layer."""
+        raise NotImplementedError(f"{type(self).__name__}.scores")
+
+    def run(
+        self,
+        model: nn.Module,
+        data: ImageSet,
+        *,
+        rng: torch.Generator,
+        validation: ImageSet | None = None,
+    ) -> Outcome:
+        """Prune, at one limit or at the smallest of a grid that keeps the accuracy.
+
+        Args:
+            model: is changed.
+            data: clean images.
+            rng: of the images looked at.
+            validation: clean images that the limit is chosen on; needed with a grid only.
+
+        Raises:
+            DataError: the limit is to be chosen, and there are no validation images.
+        """
+        found, info = self.scores(model, data, rng=fork(rng, "scores")), {"u": self.u}
+        if self.u_grid:
+            pruned, info = strongest(
+                model,
+                validation,
+                sorted(self.u_grid),
+                lambda u: silence(model, found, u),
+                name="u",
+                drop=self.c_acc_drop,
+            )
+        else:
+            pruned = silence(model, found, self.u)
+        info |= {"pruned": pruned, "channels": sum(map(len, found.values()))}
+        return Outcome(model, [], info, {f"score.{name}": score for name, score in found.items()})
+
+
+@torch.no_grad()
+def silence(model: nn.Module, scores: Mapping[str, Tensor], u: float) -> int:
+    """Zero gamma and beta where a score is above mean + u * deviation; return how many channels.
+
+    Statistics stay as they are. A smaller u prunes the same channels and more.
+
+    Args:
+        model: changed in place.
+        scores: one tensor a batch-norm layer, by the layer's name.
+        u: in (unbiased) standard deviations of the layer's scores.
+    """
+    count = 0
+    for name, score in scores.items():
+        layer = model.get_submodule(name)
+        outliers = score > score.mean() + u * score.std()
+        layer.weight[outliers] = 0
+        layer.bias[outliers] = 0
+        count += int(outliers.sum())
+    return count

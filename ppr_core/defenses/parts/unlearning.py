@@ -1,0 +1,209 @@
+"""Unlearn a trigger that a source has found: what bti, bti_sam and pam share."""
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import SerializeAsAny, model_validator
+from torch import Tensor, nn
+
+from ppr_core.config import Field, from_registry
+from ppr_core.data.images import ImageSet
+from ppr_core.defenses.base import Defense
+from ppr_core.defenses.parts.selection import strongest
+from ppr_core.defenses.sources.base import Change, RealTrigger, State, TriggerSource
+from ppr_core.defenses.sources.cleanse import Cleanse
+from ppr_core.defenses.sources.inversion import Inversion
+from ppr_core.defenses.sources.patches import PatchDistribution
+from ppr_core.method import Outcome, fork
+from ppr_core.metrics import clean_accuracy
+from ppr_core.runtime import autocast
+from ppr_core.training.fit import Schedule, fit, make_optimizer
+
+Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+SOURCES: dict[str, type[TriggerSource]] = {
+    "bti": Inversion,
+    "neural_cleanse": Cleanse,
+    "mesa": PatchDistribution,
+    "real": RealTrigger,
+}
+
+
+class Unlearning(Defense):
+    """Rounds of looking for a trigger and of tuning on images that carry it, rightly labelled.
+
+    Subclasses say in `hooks` how they step.
+    """
+
+    privileges: ClassVar[str] = (
+        "none; the target label is estimated (inversion real: the trigger; mesa: the patch's size)"
+    )
+
+    inversion: SerializeAsAny[TriggerSource] = Field(
+        Inversion(), description="source of triggers; in a file its name and settings"
+    )
+    tuning: Schedule = Field(Schedule(), description="of the classifier, each round")
+    reversed_share: float = Field(0.1, ge=0, le=1, description="triggered images, share of a batch")
+    rounds: int = Field(5, ge=1, description="rounds of inversion and tuning")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_source(cls, values: Any) -> Any:
+        """Take {"inversion": {"name": ...}} as another source than the default one."""
+        if isinstance(values, Mapping):
+            wanted = values.get("inversion")
+            if isinstance(wanted, str) or (isinstance(wanted, Mapping) and "name" in wanted):
+                return {**values, "inversion": from_registry(SOURCES, wanted, "trigger source")}
+        return values
+
+    @property
+    def oracle(self) -> bool:
+        """Whether the source is handed the attacker's trigger."""
+        return self.inversion.oracle
+
+    def check(self, model: nn.Module, data: ImageSet) -> None:
+        """Raise ConfigError where the source cannot serve model or data."""
+        self.inversion.check(model, data)
+
+    def preparation(self) -> dict[str, Any] | None:
+        """Return what the first round of inversion depends on: the source, nothing else."""
+        return self.inversion.preparation()
+
+    def prepare(
+        self, model: nn.Module, data: ImageSet, *, rng: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Return the first round's inversion, which every way to step shares."""
+        self.check(model, data)
+        return self.inversion.invert(model, data, rng=rng, state={})
+
+    def run(
+        self,
+        model: nn.Module,
+        data: ImageSet,
+        *,
+        rng: torch.Generator,
+        state: State | None = None,
+        validation: ImageSet | None = None,
+        trigger: Change | None = None,
+    ) -> Outcome:
+        """Invert and tune.
+
+        Args:
+            model: is changed.
+            data: clean images.
+            rng: of everything drawn.
+            state: what `prepare` returned; it is computed where it is missing.
+            validation: held-out clean images; their accuracy is reported.
+            trigger: the attacker's stamp, where the source is an oracle.
+        """
+        state = state or self.prepare(model, data, rng=fork(rng, "prepare"))
+        return self.tune(model, data, state, rng=rng, validation=validation, trigger=trigger)
+
+    def tune(
+        self,
+        model: nn.Module,
+        data: ImageSet,
+        state: State,
+        *,
+        rng: torch.Generator,
+        validation: ImageSet | None,
+        trigger: Change | None,
+    ) -> Outcome:
+        """Tune in rounds, looking again for the trigger before each but the first."""
+        reverse: Change
+
+        def mix(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            return triggered_first(images, reverse, self.reversed_share), labels
+
+        optimizer = make_optimizer(model.parameters(), self.tuning)
+        hooks = self.hooks(model, mix) | {"writes": () if self.inversion.replayable else None}
+        history, done = [], 0
+        for number in range(1, self.rounds + 1):
+            if number > 1:
+                again = fork(rng, "invert", number)
+                state = self.inversion.invert(model, data, rng=again, state=state)
+            if "stop" in state:
+                break
+            reverse = self.inversion.trigger(model, state, trigger)
+            shuffles = fork(rng, "tune", number)
+            records = fit(model, data, self.tuning, rng=shuffles, optimizer=optimizer, **hooks)
+            for record in records:
+                history.append({**record, "epoch": len(history) + 1, "round": number})
+            done = number
+        info = {**self.inversion.findings(state), "rounds": done}
+        if validation is not None and len(validation):
+            info["val_c_acc"] = clean_accuracy(model, validation)
+        return Outcome(model, history, info)
+
+    def hooks(self, model: nn.Module, mix: Mix) -> dict[str, Any]:
+        """Return what `fit` needs to step as this defense does.
+
+        Args:
+            model: as it was handed in.
+            mix: triggers a share of the images of a batch.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.hooks")
+
+
+def triggered_first(images: Tensor, reverse: Change, share: float) -> Tensor:
+    """Return a batch whose first int(share * B + 1) images are triggered.
+
+    A shuffled batch is in random order, so that the first are as good as any others.
+    """
+    count = int(share * len(images) + 1)
+    with torch.no_grad(), autocast(images.device):
+        found = reverse(images[:count])
+    return torch.cat([found, images[count:]])
+
+
+class Stepping(Unlearning):
+    """Unlearning that steps by the gradient taken at a distance rho, which it can choose itself.
+
+    Source: Min et al. 2024, arXiv:2410.09838, sec. 4.2 (the largest rho of a grid at which clean
+    accuracy stays above a floor). Differs from the paper: the floor is a drop from the accuracy
+    that the model had, on held-out clean images, unless `c_acc_floor` is set to the paper's 92 %.
+    """
+
+    rho: float = Field(0.5, ge=0, description="L2 distance of the gradient's point, all weights")
+    rho_grid: list[Annotated[float, Field(ge=0)]] = Field(
+        [], description="choose rho from these, by validation; empty: use rho"
+    )
+    c_acc_drop: float = Field(
+        2.5, ge=0, description="validation accuracy that a chosen rho may cost, percentage points"
+    )
+    c_acc_floor: float | None = Field(
+        None, ge=0, le=100, description="validation accuracy to keep instead, percent; none: a drop"
+    )
+
+    def run(
+        self,
+        model: nn.Module,
+        data: ImageSet,
+        *,
+        rng: torch.Generator,
+        state: State | None = None,
+        validation: ImageSet | None = None,
+        trigger: Change | None = None,
+    ) -> Outcome:
+        """Invert and tune, with the largest rho that clean accuracy allows.
+
+        Raises:
+            DataError: rho is to be chosen, and there are no validation images.
+        """
+        given = {"rng": rng, "validation": validation, "trigger": trigger}
+        if not self.rho_grid:
+            return super().run(model, data, state=state, **given)
+        state = state or self.prepare(model, data, rng=fork(rng, "prepare"))
+        outcome, info = strongest(
+            model,
+            validation,
+            sorted(self.rho_grid, reverse=True),
+            lambda rho: self.replace(rho=rho, rho_grid=[]).tune(model, data, state, **given),
+            name="rho",
+            drop=self.c_acc_drop,
+            floor=self.c_acc_floor,
+        )
+        doubts = [*outcome.info.get("warnings", []), *info.get("warnings", [])]
+        outcome.info |= info | ({"warnings": doubts} if doubts else {})
+        return outcome

@@ -1,0 +1,1 @@
+"""Trigger inversion: what BTI, PAM, MESA and Neural Cleanse unlearn."""

@@ -1,0 +1,1 @@
+"""Studies over a store: what to compute, where and when."""

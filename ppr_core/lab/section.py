@@ -1,0 +1,101 @@
+"""What a notebook holds on to: its study, its lab, and the run that keeps what it makes."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ppr_core.errors import ConfigError, need
+from ppr_core.lab import engine
+from ppr_core.lab.desk import Lab
+from ppr_core.lab.places import ROOT
+from ppr_core.lab.plan import Plan
+from ppr_core.lab.store import Store
+from ppr_core.lab.study import Study
+
+
+class Section:
+    """One section of the paper, executed.
+
+    Args:
+        title: the notebook's name, such as "02_retuning_attack".
+        names: the notebook's `globals()`; those that are settings of a study count. A setting
+            that is None comes from `params/<name>.yaml`, so that no default stands twice.
+
+    Raises:
+        ConfigError: an unknown or unusable setting, before anything runs.
+    """
+
+    def __init__(self, title: str, names: Mapping[str, Any]) -> None:
+        self.plan = Plan(resolve(names))
+        self.store = Store()
+        self.lab = Lab(self.store)
+        self.study = self.plan.study
+        self.run = os.environ.get("PPR_RUN", "")
+        self.own = not self.run  # executed by hand or by plain papermill: the run is ours
+        if self.own:
+            self.run = self.store.start(
+                self.study.name, title, tags={"kind": "notebook", "notebook": title}
+            )
+
+    def need(self, *measures: str) -> None:
+        """Raise ConfigError unless the study takes these measures."""
+        for name in measures:
+            need(
+                name in self.plan.measures,
+                f"expected a study that measures {name!r}, got {self.study.name!r}; add "
+                f"`measures: {{{name}: {{}}}}` to its file",
+            )
+
+    def settings(self) -> pd.DataFrame:
+        """Return every setting of the study under its dotted name."""
+        return pd.DataFrame(self.study.flat().items(), columns=["setting", "value"])
+
+    def compute(self) -> None:
+        """Compute what the store does not hold yet; say what failed.
+
+        Executed as a part of a study, there is nothing to compute: what failed is in the tables.
+        """
+        if os.environ.get("PPR_COMPUTED"):
+            return
+        if self.own:
+            self.store.log(self.run, tags={"settings": self.plan.mark})
+        for name, reason in engine.run(self.plan, self.lab).items():
+            print(f"failed: {name}: {reason}")
+
+    def figure(self, figure: Figure, name: str) -> Figure:
+        """Keep a figure as an artifact of this section's run, and return it to be shown."""
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / f"{name}.png"
+            figure.savefig(path, dpi=110, bbox_inches="tight")
+            self.store.attach(self.run, path, "figures")
+        return figure
+
+    def table(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
+        """Keep a table as an artifact of this section's run, and return it rounded."""
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / f"{name}.csv"
+            table.to_csv(path, index=False)
+            self.store.attach(self.run, path, "tables")
+        return table.round(2)
+
+    def close(self) -> None:
+        """Finish the run, where this section opened it."""
+        if self.own:
+            self.store.finish(self.run)
+
+
+def resolve(names: Mapping[str, Any]) -> Study:
+    """Build a study from a notebook's names, unset ones from the file of the study's name."""
+    given = {key: names[key] for key in Study.model_fields if names.get(key) is not None}
+    file = ROOT / "params" / f"{given.get('name', '')}.yaml"
+    if file.is_file():
+        given = {**Study.load(file).model_dump(exclude_unset=True), **given}
+    elif len(given) < 2:
+        known = ", ".join(path.stem for path in sorted((ROOT / "params").glob("*.yaml")))
+        raise ConfigError(f"expected the name of a study file, got {given}; known: {known}")
+    return Study(**given)

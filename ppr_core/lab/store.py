@@ -1,0 +1,417 @@
+"""Runs, results and artifacts in one MLflow store; the only importer of mlflow."""
+
+import fcntl
+import functools
+import json
+import logging
+import os
+import shutil
+import socket
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ppr_core.errors import CheckpointError, StoreError, need
+from ppr_core.lab.places import ROOT
+from ppr_core.runtime import Record
+from ppr_core.weights import sha256
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+
+import mlflow
+from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag, ViewType
+from mlflow.exceptions import MlflowException
+
+for _noisy in ("mlflow", "alembic"):  # the migrations of a fresh store are nobody's news
+    logging.getLogger(_noisy).setLevel(logging.WARNING)
+
+PARAM_LIMIT = 6000  # characters of one MLflow parameter
+BATCH_LIMIT = 1000  # metrics in one MLflow request
+BUSY_S = 20.0  # how long to wait for another process's lock on the database
+TRIES = 3  # of what fails only where another process does the same at the same moment
+
+
+@dataclass
+class Result:
+    """What a stage leaves behind.
+
+    Attributes:
+        tensors: weights, masks, prepared triggers, by name.
+        info: settings chosen, labels detected, counts: anything that is JSON.
+        metrics: the figures a person compares, by name.
+        history: one record an epoch.
+    """
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
+    metrics: Record = field(default_factory=dict)
+    history: list[Record] = field(default_factory=list)
+
+
+def _as_store_error(method: Callable) -> Callable:
+    """Turn what MLflow raises inside a method of Store into one StoreError."""
+
+    @functools.wraps(method)
+    def guarded(self: "Store", *args: Any, **named: Any) -> Any:
+        try:
+            return method(self, *args, **named)
+        except MlflowException as error:
+            reason = str(error).splitlines()[0]
+            raise StoreError(
+                f"expected the store {self.uri} to answer, got: {reason}; end what locks it, or "
+                "name another store in PPR_STORE (finished stages are kept)"
+            ) from None
+
+    return guarded
+
+
+class Store:
+    """One MLflow store: a SQLite file with its artifacts beside it, or a tracking server.
+
+    Args:
+        folder: of a local store; `mlruns/` of the project if not given. Ignored where the
+            environment variable MLFLOW_TRACKING_URI names another store.
+
+    Raises:
+        StoreError: the store cannot be opened, read or written.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = Path(folder or os.environ.get("PPR_STORE") or ROOT / "mlruns").resolve()
+        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.folder}/mlflow.db"
+        self.local = self.uri == f"sqlite:///{self.folder}/mlflow.db"
+        self._known: dict[str, str] = {}
+        if self.local:
+            self._create()
+        self.client = mlflow.MlflowClient(self.uri)
+        try:
+            self.client.search_experiments(max_results=1)
+        except MlflowException as error:
+            raise StoreError(f"expected an MLflow store at {self.uri}, got: {error}") from None
+
+    def _create(self) -> None:
+        """Make the database once (under a lock: first-time processes race in the migration)."""
+        path = self.folder / "mlflow.db"
+        try:
+            (self.folder / "artifacts").mkdir(parents=True, exist_ok=True)
+            with open(self.folder / ".lock", "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not path.exists():
+                    mlflow.MlflowClient(self.uri).search_experiments(max_results=1)
+                    with sqlite3.connect(path) as base:
+                        base.execute("PRAGMA journal_mode=WAL")
+                _relocate(path, self.folder / "artifacts")
+        except (OSError, sqlite3.Error, MlflowException) as error:
+            raise StoreError(
+                f"expected a writable MLflow store in {self.folder}, got: {error}; free or move "
+                "that folder, or name another one in PPR_STORE"
+            ) from None
+
+    # -- experiments and runs ---------------------------------------------------------------
+
+    @_as_store_error
+    def experiment(self, name: str) -> str:
+        """Return the id of an experiment, made if it is new."""
+        if name not in self._known:
+            found = self.client.get_experiment_by_name(name)
+            place = f"{self.folder}/artifacts/{name}" if self.local else None
+            try:
+                made = found or self.client.create_experiment(name, artifact_location=place)
+            except MlflowException:  # another process made it in between
+                made = self.client.get_experiment_by_name(name)
+            self._known[name] = getattr(made, "experiment_id", made)
+        return self._known[name]
+
+    @_as_store_error
+    def search(self, experiment: str | None = None, *, query: str = "", **tags: str) -> list[Run]:
+        """Return the runs with these `ppr.` tags (and filter), newest first."""
+        if experiment is not None:
+            ids = [self.experiment(experiment)]
+        else:
+            ids = [found.experiment_id for found in self.client.search_experiments()]
+        parts = [query] if query else []
+        parts += [f"tags.`ppr.{name}` = '{value}'" for name, value in tags.items()]
+        runs: list[Run] = []
+        token = None
+        while True:
+            page = self.client.search_runs(
+                ids, " and ".join(parts), ViewType.ACTIVE_ONLY, 1000, page_token=token
+            )
+            runs += page
+            token = page.token
+            if not token:
+                return runs
+
+    def find(self, key: str) -> Run | None:
+        """Return the finished run that holds this key's result, or None."""
+        runs = self.search(query="attributes.status = 'FINISHED'", key=key)
+        return runs[0] if runs else None
+
+    @_as_store_error
+    def start(
+        self,
+        experiment: str,
+        name: str,
+        *,
+        tags: Mapping[str, str],
+        params: Mapping[str, Any] | None = None,
+        parent: str | None = None,
+        note: str = "",
+        colour: str = "",
+        dataset: Mapping[str, str] | None = None,
+    ) -> str:
+        """Open a run and return its id.
+
+        Args:
+            experiment: that it belongs to.
+            name: that a person reads.
+            tags: get the prefix `ppr.`.
+            params: settings.
+            parent: id of the run that it is shown under.
+            note: shown on the run's page.
+            colour: of its lines in the UI's charts, as #rrggbb; one of the UI's choice else.
+            dataset: that it was trained or measured on: name, digest, source and profile.
+        """
+        process = psutil.Process()
+        marks = {f"ppr.{tag}": str(value) for tag, value in tags.items()}
+        marks |= {
+            "ppr.host": socket.gethostname(),
+            "ppr.process": f"{process.pid}:{process.create_time():.0f}",
+            "mlflow.source.name": "ppr_core",
+            "mlflow.source.git.commit": commit(),
+        }
+        if parent:
+            marks["mlflow.parentRunId"] = parent
+        if note:
+            marks["mlflow.note.content"] = note
+        if colour:
+            marks["mlflow.runColor"] = colour
+        run = self.client.create_run(self.experiment(experiment), tags=marks, run_name=name)
+        self.log(run.info.run_id, params=params or {})
+        if dataset:
+            self._log_dataset(run.info.run_id, Dataset(**dataset, source_type="ppr_core"))
+        return run.info.run_id
+
+    def _log_dataset(self, run_id: str, dataset: Dataset) -> None:
+        """Say what a run is about; of two processes that are the first to, MLflow refuses one."""
+        for left in reversed(range(TRIES)):
+            try:
+                return self.client.log_inputs(run_id, [DatasetInput(dataset)])
+            except MlflowException:
+                if not left:
+                    raise
+
+    @_as_store_error
+    def log(
+        self,
+        run_id: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, float | Sequence[float]] | None = None,
+        history: Iterable[Record] = (),
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Log parameters, values or their course from step 0 on, and per-epoch records.
+
+        All in as few requests as may be.
+        """
+        now = int(time.time() * 1000)
+        points = [
+            Metric(name, float(value), now, step)
+            for name, values in (metrics or {}).items()
+            for step, value in enumerate(values if isinstance(values, Sequence) else [values])
+        ]
+        for record in history:
+            step = int(record["epoch"])
+            points += [
+                Metric(f"epoch_{name}", float(value), now, step)
+                for name, value in record.items()
+                if name != "epoch"
+            ]
+        entries = [Param(name, str(value)[:PARAM_LIMIT]) for name, value in (params or {}).items()]
+        marks = [RunTag(f"ppr.{name}", str(value)) for name, value in (tags or {}).items()]
+        for start in range(0, len(entries), 100):
+            self.client.log_batch(run_id, params=entries[start : start + 100])
+        for start in range(0, len(points), BATCH_LIMIT):
+            self.client.log_batch(run_id, metrics=points[start : start + BATCH_LIMIT])
+        if marks:
+            self.client.log_batch(run_id, tags=marks)
+
+    @_as_store_error
+    def finish(self, run_id: str, status: str = "FINISHED") -> None:
+        """Close a run as FINISHED, FAILED or KILLED."""
+        self.client.set_terminated(run_id, status)
+
+    @_as_store_error
+    def adopt(self, parent: str, runs: Iterable[str]) -> None:
+        """Show these runs under a parent."""
+        for run_id in runs:
+            self.client.set_tag(run_id, "mlflow.parentRunId", parent)
+
+    @_as_store_error
+    def discard(self, run_id: str) -> None:
+        """Hide a run that others have taken the place of."""
+        self.client.delete_run(run_id)
+
+    @_as_store_error
+    def describe(self, experiment: str, note: str, tags: Mapping[str, str]) -> None:
+        """Set the note that the UI shows above an experiment's runs, and MLflow's own tags."""
+        known = self.client.get_experiment(self.experiment(experiment)).tags
+        for name, value in {"mlflow.note.content": note, **tags}.items():
+            if known.get(name) != value:
+                self.client.set_experiment_tag(self.experiment(experiment), name, value)
+
+    def close_stale(self) -> int:
+        """Mark as KILLED the runs whose process on this machine is gone; return how many."""
+        closed = 0
+        host = socket.gethostname()
+        for run in self.search(query="attributes.status = 'RUNNING'", host=host):
+            if not _alive(run.data.tags.get("ppr.process", "")):
+                self.finish(run.info.run_id, "KILLED")
+                closed += 1
+        return closed
+
+    # -- results and artifacts ---------------------------------------------------------------
+
+    def save(self, run_id: str, result: Result) -> None:
+        """Store a stage's result: tensors as safetensors, the rest as JSON with their sha256.
+
+        Raises:
+            StoreError: the artifacts cannot be written (a full disk, a read-only folder).
+        """
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / "tensors.safetensors"
+            tensors = {name: t.detach().cpu().contiguous() for name, t in result.tensors.items()}
+            content = {
+                "info": result.info,
+                "metrics": result.metrics,
+                "history": result.history,
+            }
+            try:
+                safetensors.torch.save_file(tensors, path)
+                content["sha256"] = sha256(path)
+                (Path(scratch) / "result.json").write_text(json.dumps(content, indent=1))
+                self.client.log_artifacts(run_id, scratch, "result")
+            except (OSError, SafetensorError, MlflowException) as error:
+                raise StoreError(
+                    f"expected room for the result of run {run_id}, got: {error}; free some disk "
+                    "and start again (finished stages are kept)"
+                ) from None
+
+    def load(self, run: Run) -> Result:
+        """Read a stage's result back, its tensors checked against their sha256.
+
+        Raises:
+            CheckpointError: the files are missing or damaged.
+        """
+        folder = self.artifacts(run.info.run_id, "result")
+        mend = f"delete run {run.info.run_id} ({run.info.run_name}) and start again"
+        try:
+            content = json.loads((folder / "result.json").read_text())
+            path = folder / "tensors.safetensors"
+            found = sha256(path)
+            need(
+                found == content["sha256"],
+                f"expected sha256 {content['sha256']} of {path}, got {found}; {mend}",
+                CheckpointError,
+            )
+            tensors = safetensors.torch.load_file(path)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise CheckpointError(
+                f"expected a stage's result in {folder}, got: {error}; {mend}"
+            ) from None
+        return Result(tensors, content["info"], content["metrics"], content["history"])
+
+    def summary(self, run: Run) -> Result:
+        """Read a stage's figures and history back, without its tensors."""
+        path = self.artifacts(run.info.run_id, "result/result.json")
+        content = json.loads(path.read_text())
+        return Result({}, content["info"], content["metrics"], content["history"])
+
+    def artifacts(self, run_id: str, name: str = "") -> Path:
+        """Return a local folder (or file) with a run's artifacts; a server's are downloaded."""
+        uri = self.client.get_run(run_id).info.artifact_uri
+        if "://" not in uri:
+            return Path(uri) / name
+        try:
+            return Path(
+                mlflow.artifacts.download_artifacts(
+                    run_id=run_id, artifact_path=name, tracking_uri=self.uri
+                )
+            )
+        except (OSError, MlflowException) as error:
+            raise CheckpointError(
+                f"expected artifacts {name!r} of run {run_id}, got: {error}; delete that run and "
+                "start again"
+            ) from None
+
+    def attach(self, run_id: str, path: Path, folder: str | None = None) -> None:
+        """Add one file to a run's artifacts."""
+        self.client.log_artifact(run_id, str(path), folder)
+
+    def scratch(self, key: str) -> Path:
+        """Return the folder for the epoch checkpoints of a stage that is being computed."""
+        return self.folder / "scratch" / key
+
+    def drop_scratch(self, key: str) -> None:
+        """Remove a finished stage's epoch checkpoints."""
+        shutil.rmtree(self.scratch(key), ignore_errors=True)
+
+
+def commit() -> str:
+    """Return the project's git commit, or "unknown" outside a checkout."""
+    head = ROOT / ".git" / "HEAD"
+    try:
+        text = head.read_text().strip()
+        if not text.startswith("ref: "):
+            return text
+        reference = ROOT / ".git" / text.removeprefix("ref: ")
+        if reference.is_file():
+            return reference.read_text().strip()
+        packed = (ROOT / ".git" / "packed-refs").read_text().splitlines()
+        return next(line.split()[0] for line in packed if line.endswith(text[5:]))
+    except (OSError, StopIteration):
+        return "unknown"
+
+
+def _alive(mark: str) -> bool:
+    """Say whether the process "pid:start time" still runs."""
+    pid, _, started = mark.partition(":")
+    try:
+        return f"{psutil.Process(int(pid)).create_time():.0f}" == started
+    except (ValueError, psutil.Error):
+        return False
+
+
+def _relocate(database: Path, artifacts: Path) -> None:
+    """Point a moved or copied store's absolute artifact paths at where it lies now."""
+    columns = [
+        ("experiments", "artifact_location"),
+        ("runs", "artifact_uri"),
+        ("logged_models", "artifact_location"),
+    ]
+    with sqlite3.connect(database, timeout=BUSY_S) as base:
+        rows = base.execute(
+            "SELECT DISTINCT substr(artifact_location, 1, instr(artifact_location, "
+            "'/artifacts/') + 9) FROM experiments WHERE artifact_location LIKE '%/artifacts/%'"
+        ).fetchall()
+        for (old,) in rows:
+            if old == str(artifacts) or "://" in old:
+                continue
+            for table, column in columns:
+                base.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                    f"WHERE {column} LIKE ? || '/%'",
+                    (str(artifacts), len(old) + 1, old),
+                )

@@ -1,0 +1,188 @@
+"""What a person compares in the MLflow UI: a run a cell, means over seeds, and saved views."""
+
+import base64
+import json
+import zlib
+from typing import Any
+
+import pandas as pd
+
+from ppr_core.config import digest
+from ppr_core.lab.plan import Plan
+from ppr_core.lab.store import Store
+from ppr_core.reporting.results import COLOURS, FIGURES, cells, label
+
+LOGGED = [
+    *FIGURES,
+    "asr_change",
+    *("q_p_asr", "q_c_asr", "clean_retuned_asr", "trigger_asr", "barrier", "path_distance"),
+    "seconds",
+]
+EPOCHS = {"p_asr": "asr", "p_c_acc": "c_acc"}  # figures kept with every epoch of RA
+ABOUT = ["attack", "defense", "rho", "seed", "dataset", "model", "poison_rate"]
+CELLS = """tags."ppr.kind" = 'cell'"""
+NOTE = f"""Study **{{name}}**: does a purified model keep a sleeping backdoor?
+
+Choose a saved view under **Views**, or filter the runs by `{CELLS}`: one run a cell (attack,
+defense, seed). `o_` is after the defense, `p_` after the retuning attack, `q_` under the
+query-based one; all in percent. Cells of several seeds stand under a run with mean and spread."""
+
+
+def log_cells(plan: Plan, store: Store) -> None:
+    """Keep one MLflow run a finished cell; several seeds under one with their mean and spread."""
+    rows = cells(plan, store)
+    rows = rows.assign(
+        asr_change=rows["p_asr"].astype(float) - rows["o_asr"].astype(float),
+        label=rows.apply(label, axis=1),
+        last=[plan.last(*cell).key for cell in plan.cells()],
+    )
+    rows[LOGGED] = rows[LOGGED].astype(float).round(2)  # the UI's columns are narrow
+    study = plan.study.name
+    store.describe(study, NOTE.format(name=study), dict(_view(*view) for view in VIEWS))
+    names = list(dict.fromkeys(rows["label"]))  # the UI's own colours, of runs' ids, meet often
+    rows["colour"] = [COLOURS[names.index(name) % len(COLOURS)] for name in rows["label"]]
+    for (attack, name), group in rows[rows["status"] == "done"].groupby(
+        ["attack", "label"], sort=False
+    ):
+        made = [_log_cell(plan, store, row) for _, row in group.iterrows()]
+        key = digest(["group", study, attack, name, made])
+        if len(made) == 1 or store.find(key):
+            continue
+        tags = {"kind": "group", "attack": attack, "defense": name}
+        for old in store.search(study, **tags):
+            store.discard(old.info.run_id)
+        run = store.start(
+            study,
+            f"{attack} / {name} (n={len(made)})",
+            tags={**tags, "key": key},
+            params=_about(group.iloc[0].drop("seed")),
+            dataset=plan.described,
+            note=f"Mean and standard deviation (`_std`) of {len(made)} seeds; their cells below.",
+        )
+        figures = pd.concat([group[LOGGED].mean(), group[LOGGED].std(ddof=1).add_suffix("_std")])
+        store.log(run, metrics=figures.dropna().round(2).to_dict())
+        store.adopt(run, made)
+        store.finish(run)
+
+
+def _log_cell(plan: Plan, store: Store, row: pd.Series) -> str:
+    """Return the run of a cell; one with older figures makes room for it."""
+    figures = {name: row[name] for name in LOGGED if pd.notna(row[name])}
+    key = digest(["cell: epochs, colour", plan.study.name, row["label"], row["last"], figures])
+    if found := store.find(key):
+        return found.info.run_id
+    name = f"{row['attack']} / {row['label']} s{row['seed']}"
+    for old in store.search(plan.study.name, kind="cell", cell=name):
+        store.discard(old.info.run_id)
+    tags = {"kind": "cell", "key": key, "cell": name, "parent": row["last"]}
+    run = store.start(
+        plan.study.name,
+        name,
+        tags={**tags, "attack": row["attack"], "defense": row["defense"]},
+        params=_about(row),
+        dataset=plan.described,
+        note=_tell(row),
+        colour=row["colour"],
+    )
+    if "p_asr" in figures:
+        before = store.summary(store.find(row["last"])).history[:-1]
+        for column, name in EPOCHS.items():  # the last value is the one that tables show
+            course = [round(record[name], 2) for record in before]
+            figures[column] = [*course, figures[column]]
+    store.log(run, metrics=figures)
+    store.finish(run)
+    return run
+
+
+def _tell(row: pd.Series) -> str:
+    """Return what a cell's page says first."""
+    named = {"before": ("o_asr", "o_c_acc"), "after": ("p_asr", "p_c_acc")}
+    says = [
+        f"{when} the retuning attack ASR {row[asr]:.1f} %, C-Acc {row[c_acc]:.1f} %"
+        for when, (asr, c_acc) in named.items()
+        if pd.notna(row[asr])
+    ]
+    text = f"**{row['attack']} / {row['label']}**, seed {row['seed']}: {'; '.join(says)}."
+    if len(says) > 1:
+        text += " `p_asr` and `p_c_acc` have a step for each epoch of that attack, 0 before it."
+    return text
+
+
+def _about(row: pd.Series) -> dict[str, Any]:
+    """Return what a run is about; charts cut names after ten characters, so "pam 0.5" it is."""
+    short = row["label"].replace(" rho ", " ").replace("(oracle)", "oracle")
+    return {**row.reindex(ABOUT).dropna(), "defense": short}
+
+
+def _chart(kind: str, **settings: Any) -> dict[str, Any]:
+    """Return one chart as the UI describes it."""
+    section = {"uuid": "ppr", "name": "Compare", "display": True, "isReordered": False}
+    section |= {"columns": 1, "cardHeight": 480}
+    chart = {"uuid": "ppr-chart", "type": kind, "metricSectionId": "ppr", "runsCountToCompare": 100}
+    chart |= {"deleted": False, "isGenerated": False, **settings}
+    return {"compareRunCharts": [chart], "compareRunSections": [section]}
+
+
+# Name, filter of the runs, and what else the view sets.
+VIEWS = (
+    ("cells: every figure", CELLS, {}),
+    (
+        "cells: parallel coordinates",
+        CELLS,
+        _chart(
+            "PARALLEL",
+            selectedParams=["defense"],
+            selectedMetrics=["o_c_acc", "o_asr", "p_asr"],
+            showAllRuns=True,
+        ),
+    ),
+    (
+        "RA: ASR by epoch",
+        CELLS,
+        _chart(
+            "LINE",
+            metricKey="p_asr",
+            selectedMetricKeys=["p_asr"],
+            xAxisKey="step",
+            yAxisKey="metric",
+            lineSmoothness=0,
+            useGlobalLineSmoothing=True,
+            useGlobalXaxisKey=True,
+        ),
+    ),
+)
+
+
+def _view(name: str, query: str, more: dict[str, Any]) -> tuple[str, str]:
+    """Return a saved view of the UI's run page: the tag that holds it, and its text."""
+    widths = {f"metrics.`{name}`": max(84, 8 * len(name)) for name in LOGGED}  # all in sight
+    columns = list(widths)
+    state = {
+        "searchFilter": query,
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": True,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": columns,
+        "columnOrder": columns,
+        "columnWidths": widths,
+        "runsHiddenMode": "SHOW_ALL",
+        "viewMaximized": False,
+        "runListHidden": False,
+        "isAccordionReordered": False,
+        "useGroupedValuesInCharts": True,
+        "hideEmptyCharts": True,
+        "groupBy": None,
+        "groupsExpanded": {},
+        "globalLineChartConfig": {
+            "xAxisKey": "step",
+            "lineSmoothness": 0,
+            "selectedXAxisMetricKey": "",
+        },
+        **more,
+    }
+    packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
+    view = {"name": name, "createdAt": 0, "updatedAt": 0, "state": f"deflate;{packed}"}
+    return f"mlflow.sharedViewState.ppr{digest(name)[:10]}", json.dumps(view)

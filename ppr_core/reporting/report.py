@@ -1,0 +1,118 @@
+"""One self-contained HTML file a study: table, figures, settings."""
+
+import base64
+import platform
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from ppr_core.lab.plan import Plan
+from ppr_core.lab.store import Store, commit
+from ppr_core.reporting import claims, paper, results
+from ppr_core.reporting.evidence import Evidence
+
+TEMPLATE = "report.html.j2"
+
+
+def write(plan: Plan, store: Store, evidence: Evidence) -> Path:
+    """Write a study's report into the store's folder, and log it to MLflow.
+
+    Args:
+        plan: of the study.
+        store: that holds its runs.
+        evidence: what its runs say, by `claims.gather`.
+
+    Returns:
+        The path of the HTML file, which needs nothing beside itself.
+    """
+    rows, verdicts = evidence.cells, claims.scoreboard(evidence)
+    summary = results.summary(rows)
+    heads = results.further_heads(summary)
+    environment = Environment(
+        loader=PackageLoader("ppr_core.reporting", ""),
+        autoescape=select_autoescape(default=True),
+        undefined=StrictUndefined,
+    )
+    html = environment.get_template(TEMPLATE).render(
+        study=plan.study.name,
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        heads=[*heads.values()],
+        table=[_line(row, heads) for _, row in summary.iterrows()],
+        seeds=plan.study.seeds,
+        findings=[*results.findings(rows), claims.tally(verdicts) + "."],
+        claims=claims.board(verdicts).to_dict("records"),
+        numbers=[_beside(row) for _, row in paper.compare(rows).iterrows()],
+        figures=_figures(plan, store),
+        settings=yaml.safe_dump(plan.study.model_dump(), sort_keys=False),
+        failed=rows[rows["status"] != "done"].to_dict("records"),
+        machine=_machine(plan),
+    )
+    path = store.folder / "reports" / f"{plan.study.name}.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(html)
+    tags = {"kind": "report", "settings": plan.mark}
+    for old in store.search(plan.study.name, **tags):
+        store.discard(old.info.run_id)
+    run = store.start(plan.study.name, "report", tags=tags)
+    store.attach(run, path)
+    store.finish(run)
+    return path
+
+
+def _line(row: "results.pd.Series", heads: Iterable[str]) -> dict[str, Any]:
+    figures = {name: results.cell_text(row, name) for name in results.FIGURES}
+    change = row["change"]
+    woken = change == change and change >= results.WOKEN_BY
+    return {
+        "attack": row["attack"],
+        "defense": results.label(row),
+        "change": f"{change:+.1f}" if change == change else "",
+        "mark": "woken" if woken else "",
+        "further": [results.cell_text(row, name) for name in heads],
+        **figures,
+    }
+
+
+def _beside(row: "results.pd.Series") -> list[str]:
+    """Return a number of the paper beside ours, as texts; no spread where there is one seed."""
+    figures = [f"{row[name]:.2f}" for name in ("paper", "ours")] + [f"{row['difference']:+.2f}"]
+    rho = f" rho {row['rho']:g}" if row["rho"] == row["rho"] else ""
+    spread = f"{row['spread']:.2f}" if row["spread"] == row["spread"] else "-"
+    about = [f"{row['table']}", row["attack"], f"{row['defense']}{rho}", row["figure"]]
+    return [*about, *figures, spread]
+
+
+def _figures(plan: Plan, store: Store) -> list[dict[str, str]]:
+    """Return the newest figures of each notebook, executed for this very study, as data URIs.
+
+    The explorer's come last.
+    """
+    figures = []
+    for notebook in sorted(plan.study.notebooks, key=lambda name: name.startswith("00")):
+        runs = store.search(
+            plan.study.name,
+            query="attributes.status = 'FINISHED'",
+            kind="notebook",
+            notebook=notebook,
+            settings=plan.mark,
+        )
+        if not runs:
+            continue
+        for path in sorted(store.artifacts(runs[0].info.run_id, "figures").glob("*.png")):
+            data = base64.b64encode(path.read_bytes()).decode()
+            title = path.stem.partition("_")[2].replace("_", " ")
+            source = Markup(f"data:image/png;base64,{data}")
+            figures.append({"title": title, "notebook": notebook, "source": source})
+    return figures
+
+
+def _machine(plan: Plan) -> str:
+    device = torch.cuda.get_device_name() if plan.device.type == "cuda" else "CPU"
+    python = platform.python_version()
+    return f"{device}, torch {torch.__version__}, Python {python}, commit {commit()[:12]}"

@@ -1,0 +1,163 @@
+"""One optimizer step, recorded as a CUDA graph where that can be done."""
+
+import contextlib
+import functools
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ppr_core.runtime import autocast, counted, current
+
+log = logging.getLogger(__name__)
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Gradient = Callable[[Callable[[], Tensor]], Tensor]
+Batch = tuple[Tensor, ...]
+
+
+class Step:
+    """One optimizer step; on CUDA a static one is recorded as a graph, once, and replayed.
+
+    At the field's batch of 128 a small network is bound by kernel launches, not by arithmetic;
+    replaying a graph launches once: the look-up and augmentation of the batch, the loss, its
+    gradient and the update. What cannot be recorded runs as it stands, to the same numbers.
+    """
+
+    worth = 32  # steps below which warming up and recording cost more than they save
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        gradient: Gradient,
+        optimizer: torch.optim.Optimizer,
+        *,
+        load: Callable[..., Batch],
+        writes: Sequence[Tensor],
+        static: bool,
+    ) -> None:
+        self.model, self.loss, self.gradient, self.optimizer = model, loss, gradient, optimizer
+        self.load, self.writes, self.static = load, writes, static
+        self.replay: Callable[[], None] | None = None
+
+    def __call__(self, batch: Batch, rate: float) -> Tensor:
+        """Step on one batch at this learning rate; return the loss."""
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        if self.static and _recordable(self.optimizer, batch):
+            self._record(batch)
+        self.static = False  # one attempt: if it failed, the next would, too
+        if self.replay is None or any(
+            held.shape != new.shape for held, new in zip(self.held, batch, strict=True)
+        ):  # such as the last, smaller batch of an epoch
+            return self._work(*batch)
+        for held, new in zip(self.held, batch, strict=True):
+            held.copy_(new)
+        self.replay()
+        for cost, passes in self.passes:
+            cost.passes = tuple(map(sum, zip(cost.passes, passes, strict=True)))
+        return self.value
+
+    def _work(self, *batch: Tensor) -> Tensor:
+        images, labels = self.load(*batch)
+        self.optimizer.zero_grad()
+        with autocast(images.device):
+            value = self.gradient(lambda: self.loss(images, labels))
+        self.optimizer.step()
+        return value
+
+    def _state(self) -> list[Tensor]:
+        """Return what a step writes, the optimizer's slots last: a warm-up may make them."""
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        slots = [v for s in self.optimizer.state.values() for v in s.values()]
+        slots = [v for v in slots if isinstance(v, Tensor)]
+        return [*self.model.buffers(), *trained, *self.writes, *slots]
+
+    def _record(self, batch: Batch) -> None:
+        """Record one step on a copy of the batch; afterwards nothing has been stepped."""
+        self.held = tuple(tensor.clone() for tensor in batch)
+        costs = [(cost, cost.passes) for cost in counted.get()]
+        before = [tensor.clone() for tensor in self._state()]
+        fresh = not self.optimizer.state
+
+        @torch.no_grad()
+        def put_back() -> None:
+            self.optimizer.zero_grad()
+            for index, tensor in enumerate(self._state()):
+                # Slots that the warm-up made start from zero, as they would have.
+                tensor.zero_() if fresh and index >= len(before) else tensor.copy_(before[index])
+            for cost, passes in costs:
+                cost.passes = passes
+
+        try:
+            with _compiled(self.model):
+                self.value, self.replay = _recorded(lambda: self._work(*self.held), put_back)
+        except RuntimeError as error:  # the step as it stands does the same, more slowly
+            put_back()
+            log.warning("training without a CUDA graph: %s", str(error).partition("\n")[0])
+            return
+        # A replay calls no hooks, so it adds what they counted while the step was recorded.
+        self.passes = [
+            (cost, tuple(b - a for a, b in zip(passes, cost.passes, strict=True)))
+            for cost, passes in costs
+        ]
+        for cost, passes in costs:
+            cost.passes = passes
+
+
+def _recordable(optimizer: torch.optim.Optimizer, batch: Batch) -> bool:
+    """Say whether a graph can be had: on CUDA, and with a rate that a replay reads anew."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    return batch[0].is_cuda and all(isinstance(rate, Tensor) and rate.is_cuda for rate in rates)
+
+
+_recording = threading.Lock()  # CUDA takes one recording at a time in a process
+
+
+def _recorded(
+    work: Callable[[], Tensor], put_back: Callable[[], None]
+) -> tuple[Tensor, Callable[[], None]]:
+    """Warm `work` up, undo that, and record it; return its result's place and its replay."""
+    here, stream, graph = torch.cuda.current_stream(), torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    try:
+        stream.wait_stream(here)
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # on a side stream, as CUDA graphs ask for
+                work()
+        here.wait_stream(stream)
+        put_back()
+        # Other threads may go on: only this one must not do what cannot be recorded. torch would
+        # record on a stream of its own, one for all graphs: they would share the scratch memory
+        # that cuBLAS has for a stream, and the first to be freed would take it from the others.
+        place = {"stream": stream, "capture_error_mode": "thread_local"}
+        with _recording, torch.cuda.graph(graph, **place):
+            value = work()
+    finally:
+        torch.cuda.set_stream(here)  # a recording that failed may leave its own stream behind
+    return value, graph.replay
+
+
+@functools.cache
+def _compiler() -> Callable[[nn.Module, Tensor], Tensor]:
+    """Return one compiled forward pass for all networks: those of one structure share its code."""
+    return torch.compile(lambda network, maps: type(network).forward(network, maps), dynamic=False)
+
+
+@contextlib.contextmanager
+def _compiled(model: nn.Module) -> Iterator[None]:
+    """Compile a classifier's backbone for a while, if the session asks; hooks on it still run."""
+    backbone = getattr(model, "backbone", None) if current().compile else None
+    if backbone is None:
+        yield
+        return
+    backbone.forward = functools.partial(_compiler(), backbone)
+    try:
+        yield
+    finally:
+        del backbone.forward

@@ -1,0 +1,74 @@
+"""Epoch checkpoints: a training that is killed goes on from its last saved epoch."""
+
+import logging
+import pickle
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ppr_core.errors import CheckpointError
+from ppr_core.models.base import check_same_shapes
+from ppr_core.runtime import Record, Session
+
+log = logging.getLogger(__name__)
+
+
+class Checkpoint:
+    """The last finished epoch of a named training, in one file that is replaced atomically."""
+
+    interval_s = 2.0  # between two of them; more where one takes long
+    share = 0.02  # of the time that they may take
+
+    def __init__(
+        self,
+        now: Session,
+        name: str,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        rng: torch.Generator,
+    ) -> None:
+        self.path = now.checkpoint / f"{name}.pt" if now.checkpoint and name else None
+        self.model, self.optimizer, self.rng = model, optimizer, rng
+        self.saved, self.wait = time.monotonic(), self.interval_s
+
+    def resume(self) -> list[Record]:
+        """Restore the last saved epoch, if there is one; return the records so far."""
+        if self.path is None or not self.path.is_file():
+            return []
+        try:  # tensors and plain values only: a pickle that runs code is refused
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise CheckpointError(
+                f"expected an epoch checkpoint in {self.path}, got: {reason}; delete that file to "
+                "train from the start"
+            ) from None
+        check_same_shapes(state["model"], self.model.state_dict())
+        self.model.load_state_dict(state["model"])
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate  # the loaded one lies on the CPU; the schedule sets it anyway
+        self.rng.set_state(state["rng"])
+        log.info("resuming %s after epoch %d", self.path.stem, len(state["history"]))
+        return state["history"]
+
+    def save(self, history: list[Record], *, done: bool) -> None:
+        """Save this epoch, unless the last save was a moment ago."""
+        if self.path is None or (time.monotonic() - self.saved < self.wait and not done):
+            return
+        begun = time.monotonic()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(f"{self.path}.part")
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": self.rng.get_state(),
+            "history": history,
+        }
+        torch.save(state, part)
+        part.replace(self.path)
+        self.saved = time.monotonic()
+        self.wait = self.interval_s and max(self.interval_s, (self.saved - begun) / self.share)

@@ -1,0 +1,198 @@
+"""The one loop that steps an optimizer over a data set."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ppr_core.config import Field, Settings
+from ppr_core.data.images import Augment, ImageSet, look_up, picks
+from ppr_core.errors import need
+from ppr_core.runtime import Record, current
+from ppr_core.training.capture import Batch, Gradient, Loss, Step
+from ppr_core.training.checkpoint import Checkpoint
+
+
+class Schedule(Settings):
+    """How long, how fast and on what batches to train."""
+
+    epochs: int = Field(10, ge=0, description="passes over the data")
+    steps: int | None = Field(None, ge=0, description="optimizer steps; replaces epochs")
+    batch_size: int = Field(128, ge=1, description="images a step")
+    optimizer: Literal["sgd", "adam"] = Field("sgd", description="update rule")
+    lr: float = Field(0.01, ge=0, description="initial learning rate")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    weight_decay: float = Field(0.0, ge=0, description="L2 penalty on all parameters")
+    amsgrad: bool = Field(False, description="Adam's AMSGrad variant")
+    decay: Literal["constant", "cosine"] = Field("constant", description="cosine: to zero")
+    decay_by: Literal["epoch", "step"] = Field("epoch", description="when the rate changes")
+    half_wave: int | None = Field(
+        None, ge=1, description="cosine: steps from the full rate to zero; none: the whole training"
+    )
+    crop: int = Field(4, ge=0, description="zero padding of the random crop, pixels a side")
+    flip: bool = Field(True, description="flip half of the images left to right")
+    drop_last: bool = Field(False, description="leave out the last batch if it is not full")
+
+    def epoch_steps(self, count: int) -> int:
+        """Return the optimizer steps of one epoch over `count` images.
+
+        Differs from the authors' code: a last batch of a single image is left out. Batch norm
+        has no variance to take from it: torch refuses one on a map of 1x1, as of DenseNet-161 at
+        32 pixels. The shuffle leaves out another image each epoch.
+        """
+        full, rest = divmod(count, self.batch_size)
+        kept = rest >= (self.batch_size if self.drop_last else 2)
+        return full + kept or min(count, 1)  # a set smaller than a batch is one
+
+    def total_steps(self, count: int) -> int:
+        """Return the optimizer steps of the whole schedule over `count` images."""
+        return self.epochs * self.epoch_steps(count) if self.steps is None else self.steps
+
+    def epoch_by_epoch(self, count: int) -> Iterator[Self]:
+        """Yield one schedule an epoch, each at the initial rate, for what may stop early."""
+        per_epoch = self.epoch_steps(count)
+        for done in range(0, self.total_steps(count), per_epoch):
+            steps = min(per_epoch, self.total_steps(count) - done)
+            yield self.replace(steps=steps, decay="constant")
+
+    def rate(self, step: int, epoch_steps: int, total: int) -> float:
+        """Return the learning rate at a step (0-based) of `total`."""
+        if self.decay == "constant":
+            return self.lr
+        done = step if self.decay_by == "step" else step // epoch_steps * epoch_steps
+        return self.lr * 0.5 * (1 + math.cos(math.pi * done / (self.half_wave or total)))
+
+
+def make_optimizer(parameters: Iterable[Tensor], schedule: Schedule) -> torch.optim.Optimizer:
+    """Build the schedule's optimizer; fused, and with its rate on the device, on CUDA."""
+    parameters = [p for p in parameters if p.requires_grad]
+    need(parameters, "expected at least one trainable parameter, got none")
+    cuda = parameters[0].is_cuda
+    lr = torch.tensor(schedule.lr, device=parameters[0].device) if cuda else schedule.lr
+    common = {"lr": lr, "weight_decay": schedule.weight_decay, "fused": cuda or None}
+    if schedule.optimizer == "adam":
+        extra = {"amsgrad": schedule.amsgrad, "capturable": cuda}
+        return torch.optim.Adam(parameters, **common, **extra)
+    return torch.optim.SGD(parameters, momentum=schedule.momentum, **common)
+
+
+def cross_entropy(model: nn.Module, smoothing: float = 0.0) -> Loss:
+    """Return the mean cross-entropy of the model's logits, as a loss of a batch."""
+    return lambda images, labels: F.cross_entropy(model(images), labels, label_smoothing=smoothing)
+
+
+def plain_gradient(loss: Callable[[], Tensor]) -> Tensor:
+    """Fill the gradients of one loss; the default way to step."""
+    value = loss()
+    value.backward()
+    return value.detach()
+
+
+def fit(
+    model: nn.Module,
+    data: ImageSet,
+    schedule: Schedule,
+    *,
+    rng: torch.Generator,
+    loss: Loss | None = None,
+    gradient: Gradient = plain_gradient,
+    on_batch: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+    after_step: Callable[[], None] | None = None,
+    parameters: Iterable[Tensor] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    train_mode: bool = True,
+    writes: Sequence[Tensor] | None = None,
+    name: str = "",
+) -> list[Record]:
+    """Train in place; every training, tuning and generator fit of the package runs here.
+
+    Args:
+        model: what is trained; put into train mode, left in eval mode.
+        data: images and labels, on the model's device.
+        schedule: budget, optimizer, batches and augmentation.
+        rng: CPU generator of the shuffles and crops.
+        loss: (float images in [0, 1], labels) -> scalar; cross-entropy of `model` if not given.
+        gradient: fills `.grad` by calling the closure it is given as often as it likes
+            (SAM: twice; PAM: once, at moved weights), and returns the loss to record.
+        on_batch: changes each augmented batch before the loss.
+        after_step: called after each optimizer step, such as a projection.
+        parameters: what the optimizer steps; the model's if not given.
+        optimizer: keep this optimizer and its state instead of making a new one.
+        train_mode: False keeps the model in eval mode (batch-norm buffers untouched).
+        writes: says that loss, gradient and on_batch do the same device work at every step, draw
+            and read nothing on the host, and write no tensors but the model's, the optimizer's
+            and these; on CUDA they are then recorded with the step and replayed.
+        name: names a long training: it is evaluated each epoch, and can be resumed.
+
+    Returns:
+        One record an epoch: epoch (from 1), loss, seconds, and what the session evaluates.
+
+    Raises:
+        ConfigError: an empty set, or a loss that is not finite at the end of an epoch.
+    """
+    need(len(data) > 0, "expected at least one image to train on, got an empty set")
+    now = current()
+    trained = list(model.parameters() if parameters is None else parameters)
+    optimizer = optimizer or make_optimizer(trained, schedule)
+    per_epoch = schedule.epoch_steps(len(data))
+    total = schedule.total_steps(len(data))
+    epochs = -(-total // per_epoch)
+    plain = schedule.crop == 0 and not schedule.flip
+    augment = None if plain else Augment(data, crop=schedule.crop, flip=schedule.flip)
+    pictures = look_up(data, augment)
+
+    def load(*picked: Tensor) -> Batch:
+        return on_batch(*pictures(*picked)) if on_batch else pictures(*picked)
+
+    static = writes is not None or (loss is None and gradient is plain_gradient)
+    apart = on_batch is not None and writes is None  # on_batch may do as it likes: not recorded
+    step = Step(
+        model,
+        loss or cross_entropy(model),
+        gradient,
+        optimizer,
+        load=_as_it_is if apart else load,
+        writes=writes or (),
+        static=static and now.capture and total >= Step.worth,
+    )
+    checkpoint = Checkpoint(now, name, model, optimizer, rng)
+    history = checkpoint.resume()
+    for epoch in range(len(history), epochs):
+        model.train(train_mode)
+        clock, summed = time.perf_counter(), torch.zeros((), device=data.device)
+        budget = min(per_epoch, total - epoch * per_epoch)
+        shuffled = picks(data, schedule, rng=rng, augment=augment)
+        for index, picked in enumerate(islice(shuffled, budget), epoch * per_epoch):
+            batch = load(*picked) if apart else picked
+            summed += step(batch, schedule.rate(index, per_epoch, total))
+            if after_step:
+                after_step()
+        record = {"epoch": epoch + 1, "loss": float(summed) / budget}
+        record["seconds"] = time.perf_counter() - clock
+        _check_finite(record, name, schedule)
+        model.eval()
+        if name and now.evaluate:
+            record |= now.evaluate(model)
+        history.append(record)
+        checkpoint.save(history, done=epoch + 1 == epochs)
+        if now.report:
+            now.report(name, history, epochs)
+    model.eval()
+    return history
+
+
+def _check_finite(record: Record, name: str, schedule: Schedule) -> None:
+    need(
+        math.isfinite(record["loss"]),
+        f"expected a finite loss, got {record['loss']} in epoch {record['epoch']} of "
+        f"{name or 'a tuning'}; lower its lr (now {schedule.lr})",
+    )
+
+
+def _as_it_is(images: Tensor, labels: Tensor) -> Batch:
+    return images, labels

@@ -1,0 +1,205 @@
+import csv
+import io
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from ppr_core.attacks import ATTACKS
+from ppr_core.cli import main as cli
+from ppr_core.cli.main import main
+from ppr_core.data import DATASETS
+from ppr_core.defenses import DEFENSES
+from ppr_core.lab.plan import Plan
+from ppr_core.lab.study import Study
+from ppr_core.models import MODELS
+from ppr_core.reporting import claims
+from tests.conftest import TINY_STUDY
+
+
+@pytest.fixture
+def study_file(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY_STUDY))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "registry"),
+    [("attacks", ATTACKS), ("defenses", DEFENSES), ("datasets", DATASETS), ("models", MODELS)],
+)
+def test_list_gives_one_row_a_method(kind, registry, capsys):
+    assert main(["list", kind, "--format", "csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["name"] for row in rows] == list(registry)
+    assert all(row["source"] for row in rows)
+    assert main(["list", kind]) == 0
+    assert all(name in capsys.readouterr().out for name in [next(iter(registry))])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings"),
+    [
+        (["defenses", "pam"], ["rho", "tuning.lr"]),
+        (["measures", "retuning"], ["poisoned", "schedule.epochs"]),
+        (["measures", "triggers"], ["white_box.eps", "queries.iterations"]),
+    ],
+)
+def test_list_one_method_gives_its_settings(arguments, settings, capsys):
+    assert main(["list", *arguments]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert set(settings) <= set(names)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["list", "attacks", "badnets"], "did you mean 'badnet'"),
+        (["study", "none.yaml"], "no such file"),
+        (["run", "09_none"], "01_backdoors, 02_retuning_attack"),
+        (["run", "01_backdoors", "-p", "poison_rat=1"], "did you mean 'poison_rate'"),
+        (["run", "01_backdoors", "-p", "poison_rate"], "expected KEY=VALUE"),
+        (["ui", "--port", "65536"], "expected a port from 1 to 65535, got 65536"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_2(arguments, message, capsys, store):
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert message in err
+    assert store.search() == [], "a run was opened before the mistake was found"
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        ("poison_rate=2", "expected less than or equal to 1, got 2"),
+        ("poison_rat=0.1", "did you mean 'poison_rate'"),
+        ("training.epochs=many", "expected a valid integer, got 'many'"),
+        ("poison_rate.x=1", "to be a group"),
+        ("notebooks=[99_none]", "expected a notebook, got '99_none'"),
+    ],
+)
+def test_overrides_are_checked_before_anything_runs(pair, message, study_file, capsys, store):
+    assert main(["study", study_file, "-p", pair]) == 2
+    assert message in capsys.readouterr().err
+    assert store.search() == []
+
+
+@pytest.mark.parametrize("names", [["mine:FT"], ["mine:Own", "other:Own"]])
+def test_a_users_defense_takes_no_others_place(names, study_file, capsys, store):
+    given = [word for name in names for word in ("--defense", name)]
+    assert main(["study", study_file, *given, "--dry-run"]) == 2
+    assert "expected a class of another name" in capsys.readouterr().err
+
+
+def test_report_as_csv_has_a_row_a_cell(study_file, capsys, store):
+    assert main(["report", study_file, "--format", "csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    wanted = "dataset,model,poison_rate,attack,defense,seed,rho,o_c_acc,o_asr,p_c_acc,p_asr"
+    assert set(wanted.split(",")) <= set(rows[0])
+    assert [row["defense"] for row in rows] == ["none", "clean", "ep", "ft"]
+    assert {row["status"] for row in rows} == {"not run"}
+
+
+def test_report_takes_further_studies_for_the_claims(study_file, tmp_path, capsys, store):
+    rare = tmp_path / "rare.yaml"
+    rare.write_text(yaml.safe_dump({**TINY_STUDY, "name": "rare", "poison_rate": 0.01}))
+    assert main(["report", study_file, "--also", str(rare)]) == 0
+    out = capsys.readouterr().out
+    assert "0 hold, 0 fail, 60 not tested" in out
+    assert (
+        "47. PAM's ASR rises by less than 3 points at 1 %, too: needs a study of PAM at 1 %" in out
+    )
+    plans = [Plan(Study.load(path)) for path in (study_file, rare)]
+    evidence = claims.gather(plans[0], store, plans[1:])
+    assert set(evidence.cells["poison_rate"]) == {0.1}
+    assert set(evidence.further["poison_rate"]) == {0.01}
+    assert [setting[2] for setting in evidence.settings()] == [0.1, 0.01]
+    assert set(evidence.further["ra_poisons"]) == {3}
+    assert main(["report", study_file, "--also", "none.yaml"]) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_dry_run_lists_the_stages(study_file, capsys, store):
+    assert main(["study", study_file, "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "compute  badnet backdoored s0" in lines
+    assert store.search() == []
+
+
+def test_a_study_from_the_command_line_to_its_report(study_file, capsys, store):
+    assert main(["study", study_file, "--no-notebooks"]) == 0
+    out = capsys.readouterr().out
+    assert "badnet       ep (oracle)" in out
+    html = (store.folder / "reports" / "tiny.html").read_text()
+    assert "http" not in html.replace("http-equiv", ""), "a report needs nothing beside itself"
+    assert "ep (oracle)" in html
+    assert len(store.search("tiny", kind="cell")) == 4
+    assert len(store.search("tiny", kind="report")) == 1
+
+
+def test_report_writes_the_page_that_it_says_and_keeps_one(study_file, capsys, store):
+    for _ in range(2):
+        assert main(["report", study_file]) == 0
+    path = capsys.readouterr().out.splitlines()[-1].removeprefix("report   ")
+    assert "tiny: is the purified model really safe?" in Path(path).read_text()
+    assert len(store.search("tiny", kind="report")) == 1
+
+
+def test_models_that_do_not_fit_are_refused_before_anything_is_computed(
+    study_file, tmp_path, capsys, store
+):
+    weights = tmp_path / "a.safetensors"
+    save_file({"other": torch.zeros(1)}, weights)
+    command = ["evaluate", "--attack", "badnet", "--backdoored", str(weights)]
+    assert main([*command, "--purified", str(weights), "-f", study_file]) == 2
+    assert str(weights) in capsys.readouterr().err
+    assert store.search() == []
+
+
+def test_a_port_in_use_gives_the_next_free_one():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert cli.free_port(port) > port
+
+
+def test_doctor_names_the_store_and_the_threads(capsys, store):
+    main(["doctor"])
+    out = capsys.readouterr().out
+    assert store.uri in out
+    assert "OMP_WAIT_POLICY" in out
+
+
+def test_doctor_notices_threads_that_spin(capsys, store, monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert main(["doctor"]) == 1
+    assert "BAD  threads" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "dataset", "model"),
+    [
+        ([], TINY_STUDY["dataset"], TINY_STUDY["model"]),
+        (["--dataset", "shapes"], TINY_STUDY["dataset"], TINY_STUDY["model"]),
+        (["--model", "resnet50"], TINY_STUDY["dataset"], {"name": "resnet50"}),
+        (["--dataset", "cifar100", "-p", "model.width=8"], {"name": "cifar100"}, {"width": 8}),
+    ],
+)
+def test_evaluate_takes_what_is_named_before_what_a_file_says(
+    arguments, dataset, model, study_file, store, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(cli, "_compute", lambda plan, *rest: taken.append(plan.study) or 0)
+    taken, weights = [], tmp_path / "a.pt"
+    weights.touch()
+    command = ["evaluate", "--attack", "badnet", "--backdoored", str(weights)]
+    assert main([*command, "--purified", str(weights), "-f", study_file, *arguments]) == 0
+    [study] = taken
+    assert study.name == "evaluate", "the file's study keeps its cells and its report"
+    assert study.dataset == dataset
+    assert model.items() <= study.model.items()

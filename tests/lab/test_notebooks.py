@@ -1,0 +1,174 @@
+"""Notebooks are thin, declare what a study declares, and run."""
+
+import ast
+import re
+
+import nbformat
+import pandas as pd
+import pytest
+import yaml
+
+from ppr_core.cli.main import ROOT, main
+from ppr_core.lab import notebooks
+from ppr_core.lab.notebooks import declared
+from ppr_core.lab.plan import Plan
+from ppr_core.lab.study import Study
+from tests.conftest import TINY_PAM, TINY_STUDY
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def code_cells(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+@each
+def test_it_is_valid_and_stripped(path):
+    nbformat.validate(nbformat.read(path, as_version=4))
+    for cell in code_cells(path):
+        assert not cell.outputs
+        assert cell.execution_count is None
+
+
+@each
+def test_it_is_thin(path):
+    source = "\n".join(cell.source for cell in code_cells(path))
+    lines = [line for line in source.splitlines() if line.strip() and line.strip()[0] != "#"]
+    assert len(lines) <= 60
+    banned = ast.FunctionDef | ast.ClassDef | ast.Lambda | ast.For | ast.While | ast.Try
+    for node in ast.walk(ast.parse(source)):
+        assert not isinstance(node, banned), f"{type(node).__name__} belongs into the package"
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            assert not re.search(r"^\.{0,2}/\w", node.value), f"path literal {node.value!r}"
+
+
+@each
+def test_its_parameters_are_the_studys(path):
+    [cell] = [c for c in code_cells(path) if "parameters" in c.metadata.get("tags", [])]
+    names = [name for name in Study.model_fields if name != "notebooks"]
+    assert list(declared(path)) == names
+    for line, name in zip(cell.source.splitlines(), names, strict=True):
+        meaning = line.partition("  # ")[2]
+        assert meaning == Study.model_fields[name].description, f"{name}: meaning stands twice"
+
+
+@each
+def test_it_opens_with_a_question(path):
+    first = nbformat.read(path, as_version=4).cells[0]
+    assert first.cell_type == "markdown"
+    assert "?" in first.source
+    assert "Expected" in first.source
+
+
+STUDY = {
+    **TINY_STUDY,
+    "defenses": {
+        "ep": {"schedule": {"epochs": 1}},
+        "pam": TINY_PAM,
+    },
+    "rho_grid": [0.0, 0.5],
+    "budgets": [0.0, 8 / 255],
+    "measures": {
+        "query": {"clean": 20, "poisoned": 20, "width": 16, "schedule": {"epochs": 2}},
+        "transfer": {},
+        "controls": {
+            "images": 20,
+            "pgd": {"iterations": 2},
+            "universal": {"images": 20, "schedule": {"steps": 2}},
+        },
+        "path": {"points": 3},
+        "connection": {},
+    },
+    "notebooks": [path.stem for path in NOTEBOOKS],
+}
+
+
+def test_a_study_executes_its_notebooks_and_keeps_what_they_make(store, tmp_path, capsys):
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(STUDY))
+    assert main(["study", str(file)]) == 0, capsys.readouterr().err
+    for path in NOTEBOOKS:
+        [run] = store.search("tiny", kind="notebook", notebook=path.stem)
+        assert run.info.status == "FINISHED"
+        copy = nbformat.read(store.artifacts(run.info.run_id, path.name), as_version=4)
+        assert any(cell.get("outputs") for cell in copy.cells)
+        kept = "tables" if path.stem == "06_claims" else "figures"
+        assert list(store.artifacts(run.info.run_id, kept).iterdir())
+        for table in store.artifacts(run.info.run_id, "tables").glob("*.csv"):
+            assert len(pd.read_csv(table))
+    report = (store.folder / "reports" / "tiny.html").read_text()
+    assert report.count("data:image/png;base64,") >= 2 * (len(NOTEBOOKS) - 1)
+    before = len(store.search("tiny"))
+    assert main(["study", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert out.count("executed before, nothing has changed") == len(NOTEBOOKS)
+    assert len(store.search("tiny")) <= before + 1, "only the report is made anew"
+
+
+def test_plain_papermill_works_too(store, tmp_path):
+    import papermill
+
+    file = {key: value for key, value in STUDY.items() if key != "notebooks"}
+    copy = tmp_path / "out.ipynb"
+    papermill.execute_notebook(
+        str(ROOT / "notebooks" / "02_retuning_attack.ipynb"),
+        str(copy),
+        {**file, "defenses": {}, "rho_grid": [], "measures": {}},
+        kernel_name="python3",
+        cwd=str(tmp_path),
+        progress_bar=False,
+    )
+    [run] = store.search("tiny", kind="notebook")
+    assert run.info.status == "FINISHED"
+    study = {**file, "defenses": {}, "rho_grid": [], "measures": {}}
+    assert run.data.tags["ppr.settings"] == Plan(Study(**study)).mark
+
+
+def test_a_failing_notebook_is_an_honest_exit_code(store, tmp_path, capsys):
+    source = nbformat.read(ROOT / "notebooks" / "02_retuning_attack.ipynb", as_version=4)
+    source.cells[4].source = "raise ValueError('broken on purpose')"
+    broken = tmp_path / "broken.ipynb"
+    nbformat.write(source, broken)
+    study = tmp_path / "tiny.yaml"
+    study.write_text(yaml.safe_dump({**TINY_STUDY, "defenses": {}}))
+    assert main(["run", str(broken), "-f", str(study)]) == 1
+    assert "broken on purpose" in capsys.readouterr().err
+    [run] = store.search("tiny", kind="notebook")
+    assert run.info.status == "FAILED"
+    assert store.artifacts(run.info.run_id, "broken.ipynb").exists()
+
+
+def test_notebooks_run_at_once_and_one_that_dies_stops_no_other(store, tmp_path, capsys):
+    source = nbformat.read(ROOT / "notebooks" / "02_retuning_attack.ipynb", as_version=4)
+    source.cells = source.cells[2:5]  # a note, the parameters, and what stands here
+    endings = {
+        "dies": "import os; os.write(2, b'out of memory'); os._exit(9)",
+        "says": "import os; print(os.environ['PPR_RUN'], os.environ['PPR_COMPUTED'], os.getcwd())",
+    }
+    for name, code in endings.items():
+        source.cells[2].source = code
+        nbformat.write(source, tmp_path / f"{name}.ipynb")
+    plan = Plan(Study(**TINY_STUDY))
+    files = [tmp_path / f"{name}.ipynb" for name in endings]
+    assert notebooks.execute_all(files, plan, store) == 1
+    assert "out of memory" in capsys.readouterr().err
+    [dead] = store.search("tiny", notebook="dies")
+    [run] = store.search("tiny", notebook="says")
+    assert (dead.info.status, run.info.status) == ("FAILED", "FINISHED")
+    copy = nbformat.read(store.artifacts(run.info.run_id, "says.ipynb"), as_version=4)
+    assert copy.cells[-1].outputs[0].text.split() == [run.info.run_id, "1", str(ROOT)]
+
+
+def test_other_code_executes_a_notebook_again(store, tmp_path, capsys, monkeypatch):
+    source = nbformat.read(ROOT / "notebooks" / "02_retuning_attack.ipynb", as_version=4)
+    source.cells = source.cells[2:4]  # a note, and the parameters
+    nbformat.write(source, tmp_path / "short.ipynb")
+    plan = Plan(Study(**TINY_STUDY))
+    for code, runs in (("one", 1), ("one", 1), ("other", 2)):
+        monkeypatch.setattr(notebooks, "code", lambda code=code: code)
+        assert notebooks.execute(tmp_path / "short.ipynb", plan, store) == 0
+        assert len(store.search("tiny", notebook="short")) == runs
+    assert capsys.readouterr().out.count("executed before") == 1
+    monkeypatch.undo()
+    assert len(notebooks.code()) == 64

@@ -1,0 +1,106 @@
+"""What the MLflow UI shows: cells, their means over seeds, and saved views."""
+
+import base64
+import json
+import statistics
+import zlib
+
+import pytest
+
+from ppr_core.lab import engine
+from ppr_core.lab.desk import Lab
+from ppr_core.lab.plan import Plan
+from ppr_core.reporting import comparison, results
+
+
+@pytest.fixture
+def plan(store, tiny_study):
+    plan = Plan(tiny_study)
+    assert not engine.run(plan, Lab(store))
+    return plan
+
+
+def test_cells_are_kept_once_with_what_a_person_compares(plan, store):
+    comparison.log_cells(plan, store)
+    comparison.log_cells(plan, store)
+    runs = store.search("tiny", kind="cell")
+    assert {run.info.run_name for run in runs} == {
+        f"badnet / {name} s0" for name in ("none", "clean", "ft", "ep (oracle)")
+    }
+    assert len(runs) == 4
+    rows = results.cells(plan, store).set_index("defense")
+    for run in runs:
+        assert len(run.data.metrics) <= 12
+        assert len(run.data.params) <= 12
+        row = rows.loc[run.data.params["defense"].removesuffix(" oracle")]
+        parent = store.find(run.data.tags["ppr.parent"])
+        assert parent.data.tags["ppr.stage"] in ("backdoored", "retuned"), "leads to the settings"
+        for name in results.FIGURES:
+            if row[name] == row[name]:
+                assert run.data.metrics[name] == round(row[name], 2)
+    assert store.search("tiny", kind="group") == [], "one seed has no mean"
+
+
+def test_a_cell_has_the_epochs_of_ra(plan, store):
+    comparison.log_cells(plan, store)
+    [run] = [r for r in store.search("tiny", kind="cell") if r.data.params["defense"] == "ft"]
+    history = results.histories(plan, store, "retuned")
+    history = history[history["defense"] == "ft"]
+    for name, column in comparison.EPOCHS.items():
+        points = store.client.get_metric_history(run.info.run_id, name)
+        points = {point.step: point.value for point in points}
+        assert list(points) == [0, 1, 2]
+        assert list(points.values()) == pytest.approx(list(history[column]), abs=0.01)
+        assert points[2] == run.data.metrics[name], "tables show the last"
+    colours = [r.data.tags["mlflow.runColor"] for r in store.search("tiny", kind="cell")]
+    assert len(set(colours)) == 4, "a colour a defense"
+    assert f"ASR {run.data.metrics['o_asr']:.1f} %" in run.data.tags["mlflow.note.content"]
+
+
+def test_several_seeds_stand_under_their_mean_and_spread(plan, store, tiny_study):
+    comparison.log_cells(plan, store)
+    both = Plan(tiny_study.model_copy(update={"seeds": [0, 1]}))
+    assert not engine.run(both, Lab(store))
+    comparison.log_cells(both, store)
+    comparison.log_cells(both, store)
+    groups = store.search("tiny", kind="group")
+    assert len(groups) == 4
+    [ft] = [run for run in groups if run.data.params["defense"] == "ft"]
+    assert ft.info.run_name == "badnet / ft (n=2)"
+    cells = [run for run in store.search("tiny", kind="cell") if run.data.params["defense"] == "ft"]
+    assert {run.data.tags["mlflow.parentRunId"] for run in cells} == {ft.info.run_id}
+    found = [run.data.metrics["o_asr"] for run in cells]
+    assert ft.data.metrics["o_asr"] == pytest.approx(statistics.mean(found), abs=0.01)
+    assert ft.data.metrics["o_asr_std"] == pytest.approx(statistics.stdev(found), abs=0.01)
+
+
+def test_a_run_names_its_data_set(plan, store):
+    comparison.log_cells(plan, store)
+    run = store.search("tiny", kind="cell")[0]
+    [used] = run.inputs.dataset_inputs
+    assert used.dataset.name == "shapes"
+    assert json.loads(used.dataset.profile) == {"train": 300, "test": 100, "classes": 10}
+    [stage] = store.search("tiny", stage="retuned", defense="ft")
+    assert stage.inputs.dataset_inputs[0].dataset.digest == used.dataset.digest
+
+
+def test_saved_views_filter_and_order_what_is_logged(plan, store):
+    comparison.log_cells(plan, store)
+    tags = store.client.get_experiment(store.experiment("tiny")).tags
+    views = {}
+    for name, text in tags.items():
+        if name.startswith("mlflow.sharedViewState."):
+            view = json.loads(text)
+            packed = view["state"].removeprefix("deflate;")
+            views[view["name"]] = json.loads(zlib.decompress(base64.b64decode(packed)))
+    assert len(views) == 3
+    table = views["cells: every figure"]
+    assert table["selectedColumns"] == [f"metrics.`{name}`" for name in comparison.LOGGED]
+    for view in views.values():
+        runs = store.search("tiny", query=view["searchFilter"])
+        assert runs
+        for chart in view.get("compareRunCharts", []):
+            for name in [*chart.get("selectedMetrics", []), *chart.get("selectedMetricKeys", [])]:
+                assert any(name in run.data.metrics for run in runs), name
+            for name in chart.get("selectedParams", []):
+                assert all(name in run.data.params for run in runs), name
