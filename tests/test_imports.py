@@ -29,6 +29,7 @@ LAB = [
     "lab.places",
     "lab.study",
     "lab.plan",
+    "lab.database",
     "lab.store",
     "lab.measures",
     "lab.desk",
@@ -51,7 +52,7 @@ REPORTING = [
 ]
 ORDER = [*CORE, *LAB, *REPORTING]
 ONLY_IMPORTER = {
-    "mlflow": {"lab.store"},
+    "mlflow": {"lab.database", "lab.store"},
     "papermill": {"lab.notebooks"},
     "matplotlib": {"reporting.plots", "lab.section"},
     "seaborn": {"reporting.plots"},

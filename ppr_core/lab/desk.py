@@ -53,15 +53,16 @@ class Lab:
         if stage.key not in self._read:
             run = self.store.find(stage.key)
             if run is None:
-                run = self._compute(stage)
+                for parent in stage.parents:
+                    self.result(parent)
+                with self.store.owned(stage.key):  # of two that want it, one computes it
+                    run = self.store.find(stage.key) or self._compute(stage)
             if len(self._read) >= 64:  # a few hundred MB of weights at the most
                 self._read.pop(next(iter(self._read)))
             self._read[stage.key] = self.store.load(run)
         return self._read[stage.key]
 
     def _compute(self, stage: Stage) -> Run:
-        for parent in stage.parents:
-            self.result(parent)
         run_id = self.store.start(
             stage.plan.study.name,
             stage.name,

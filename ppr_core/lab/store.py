@@ -1,16 +1,15 @@
 """Runs, results and artifacts in one MLflow store; the only importer of mlflow."""
 
-import fcntl
 import functools
 import json
 import logging
 import os
 import shutil
 import socket
-import sqlite3
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ppr_core.errors import CheckpointError, StoreError, need
+from ppr_core.lab.database import locked, prepare
 from ppr_core.lab.places import ROOT
 from ppr_core.runtime import Record
 from ppr_core.weights import sha256
@@ -38,7 +38,7 @@ for _noisy in ("mlflow", "alembic"):  # the migrations of a fresh store are nobo
 
 PARAM_LIMIT = 6000  # characters of one MLflow parameter
 BATCH_LIMIT = 1000  # metrics in one MLflow request
-BUSY_S = 20.0  # how long to wait for another process's lock on the database
+START_TRIES, HTTP_TRIES = 3, 5  # of a request to a server: about 12 s at first, a minute later
 TRIES = 3  # of what fails only where another process does the same at the same moment
 
 
@@ -76,6 +76,46 @@ def _as_store_error(method: Callable) -> Callable:
     return guarded
 
 
+def _writing(method: Callable) -> Callable:
+    """Refuse at once to write into a store that can only be read."""
+
+    @functools.wraps(method)
+    def guarded(self: "Store", *args: Any, **named: Any) -> Any:
+        need(
+            not self.readonly,
+            f"expected a store that can be written for this, got {self.folder} (read-only); "
+            "`report` reads it as it is, anything else needs another one in PPR_STORE",
+            StoreError,
+        )
+        return method(self, *args, **named)
+
+    return _as_store_error(guarded)
+
+
+@contextmanager
+def _http_tries(count: int) -> Iterator[None]:
+    """Have MLflow try a request to a server at most so often, unless the environment says."""
+    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = str(count)
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
+def _quoted(value: str) -> str:
+    """Return a value as MLflow's filters read it; they have no way to escape a quote."""
+    need(
+        "'" not in value or '"' not in value,
+        f"expected a name with one kind of quotes at the most, got {value}",
+        StoreError,
+    )
+    return f'"{value}"' if "'" in value else f"'{value}'"
+
+
 class Store:
     """One MLflow store: a SQLite file with its artifacts beside it, or a tracking server.
 
@@ -89,34 +129,19 @@ class Store:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = Path(folder or os.environ.get("PPR_STORE") or ROOT / "mlruns").resolve()
-        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.folder}/mlflow.db"
-        self.local = self.uri == f"sqlite:///{self.folder}/mlflow.db"
+        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or prepare(self.folder)
+        self.local = self.uri.startswith("sqlite:")
+        self.readonly = self.local and self.uri != f"sqlite:///{self.folder}/mlflow.db"
         self._known: dict[str, str] = {}
-        if self.local:
-            self._create()
         self.client = mlflow.MlflowClient(self.uri)
         try:
-            self.client.search_experiments(max_results=1)
+            with _http_tries(START_TRIES):  # a server that is not there is said soon
+                self.client.search_experiments(max_results=1)
         except MlflowException as error:
-            raise StoreError(f"expected an MLflow store at {self.uri}, got: {error}") from None
-
-    def _create(self) -> None:
-        """Make the database once (under a lock: first-time processes race in the migration)."""
-        path = self.folder / "mlflow.db"
-        try:
-            (self.folder / "artifacts").mkdir(parents=True, exist_ok=True)
-            with open(self.folder / ".lock", "w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                if not path.exists():
-                    mlflow.MlflowClient(self.uri).search_experiments(max_results=1)
-                    with sqlite3.connect(path) as base:
-                        base.execute("PRAGMA journal_mode=WAL")
-                _relocate(path, self.folder / "artifacts")
-        except (OSError, sqlite3.Error, MlflowException) as error:
-            raise StoreError(
-                f"expected a writable MLflow store in {self.folder}, got: {error}; free or move "
-                "that folder, or name another one in PPR_STORE"
-            ) from None
+            reason = str(error).partition("\n")[0]
+            raise StoreError(f"expected an MLflow store at {self.uri}, got: {reason}") from None
+        # From here on a server may be away for half a minute, as one that is started again.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(HTTP_TRIES))
 
     # -- experiments and runs ---------------------------------------------------------------
 
@@ -141,7 +166,7 @@ class Store:
         else:
             ids = [found.experiment_id for found in self.client.search_experiments()]
         parts = [query] if query else []
-        parts += [f"tags.`ppr.{name}` = '{value}'" for name, value in tags.items()]
+        parts += [f"tags.`ppr.{name}` = {_quoted(value)}" for name, value in tags.items()]
         runs: list[Run] = []
         token = None
         while True:
@@ -158,7 +183,7 @@ class Store:
         runs = self.search(query="attributes.status = 'FINISHED'", key=key)
         return runs[0] if runs else None
 
-    @_as_store_error
+    @_writing
     def start(
         self,
         experiment: str,
@@ -212,7 +237,7 @@ class Store:
                 if not left:
                     raise
 
-    @_as_store_error
+    @_writing
     def log(
         self,
         run_id: str,
@@ -248,23 +273,23 @@ class Store:
         if marks:
             self.client.log_batch(run_id, tags=marks)
 
-    @_as_store_error
+    @_writing
     def finish(self, run_id: str, status: str = "FINISHED") -> None:
         """Close a run as FINISHED, FAILED or KILLED."""
         self.client.set_terminated(run_id, status)
 
-    @_as_store_error
+    @_writing
     def adopt(self, parent: str, runs: Iterable[str]) -> None:
         """Show these runs under a parent."""
         for run_id in runs:
             self.client.set_tag(run_id, "mlflow.parentRunId", parent)
 
-    @_as_store_error
+    @_writing
     def discard(self, run_id: str) -> None:
         """Hide a run that others have taken the place of."""
         self.client.delete_run(run_id)
 
-    @_as_store_error
+    @_writing
     def describe(self, experiment: str, note: str, tags: Mapping[str, str]) -> None:
         """Set the note that the UI shows above an experiment's runs, and MLflow's own tags."""
         known = self.client.get_experiment(self.experiment(experiment)).tags
@@ -342,7 +367,7 @@ class Store:
     def artifacts(self, run_id: str, name: str = "") -> Path:
         """Return a local folder (or file) with a run's artifacts; a server's are downloaded."""
         uri = self.client.get_run(run_id).info.artifact_uri
-        if "://" not in uri:
+        if uri.startswith("/"):  # anything else, such as mlflow-artifacts:/..., is a server's
             return Path(uri) / name
         try:
             return Path(
@@ -356,6 +381,7 @@ class Store:
                 "start again"
             ) from None
 
+    @_writing
     def attach(self, run_id: str, path: Path, folder: str | None = None) -> None:
         """Add one file to a run's artifacts."""
         self.client.log_artifact(run_id, str(path), folder)
@@ -363,6 +389,10 @@ class Store:
     def scratch(self, key: str) -> Path:
         """Return the folder for the epoch checkpoints of a stage that is being computed."""
         return self.folder / "scratch" / key
+
+    def owned(self, key: str) -> AbstractContextManager[None]:
+        """Hold the right to compute a stage; other processes of this machine wait for it."""
+        return locked(self.folder / "scratch" / f"{key}.lock")
 
     def drop_scratch(self, key: str) -> None:
         """Remove a finished stage's epoch checkpoints."""
@@ -392,26 +422,3 @@ def _alive(mark: str) -> bool:
         return f"{psutil.Process(int(pid)).create_time():.0f}" == started
     except (ValueError, psutil.Error):
         return False
-
-
-def _relocate(database: Path, artifacts: Path) -> None:
-    """Point a moved or copied store's absolute artifact paths at where it lies now."""
-    columns = [
-        ("experiments", "artifact_location"),
-        ("runs", "artifact_uri"),
-        ("logged_models", "artifact_location"),
-    ]
-    with sqlite3.connect(database, timeout=BUSY_S) as base:
-        rows = base.execute(
-            "SELECT DISTINCT substr(artifact_location, 1, instr(artifact_location, "
-            "'/artifacts/') + 9) FROM experiments WHERE artifact_location LIKE '%/artifacts/%'"
-        ).fetchall()
-        for (old,) in rows:
-            if old == str(artifacts) or "://" in old:
-                continue
-            for table, column in columns:
-                base.execute(
-                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
-                    f"WHERE {column} LIKE ? || '/%'",
-                    (str(artifacts), len(old) + 1, old),
-                )

@@ -3,6 +3,9 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,7 +97,7 @@ def test_a_read_only_store_is_one_error(tmp_path):
 
 
 def test_a_locked_store_is_one_error(store, monkeypatch):
-    monkeypatch.setattr("ppr_core.lab.store.BUSY_S", 0.1)
+    monkeypatch.setattr("ppr_core.lab.database.BUSY_S", 0.1)
     with sqlite3.connect(store.folder / "mlflow.db", isolation_level=None) as rival:
         rival.execute("UPDATE experiments SET artifact_location = '/old/artifacts/x'")
         rival.execute("BEGIN EXCLUSIVE")
@@ -163,3 +166,87 @@ def test_first_time_processes_do_not_race(tmp_path):
     errors = [racer.communicate()[1].decode() for racer in racers]
     assert [racer.returncode for racer in racers] == [0, 0, 0], errors
     assert len(Store(tmp_path / "mlruns").search("e")) == 3
+
+
+def in_the_place_of_nobody(call):
+    """Run a function as a user whom no folder lets write; root writes into read-only ones."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        return call()
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+def test_a_finished_study_is_read_from_a_read_only_folder(store_template):
+    with tempfile.TemporaryDirectory() as scratch:  # pytest's own folders let nobody pass
+        folder = shutil.copytree(store_template, Path(scratch) / "mlruns")
+        Path(scratch).chmod(0o755)
+        kept(Store(folder))
+        for path in [*folder.rglob("*"), folder]:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        try:
+            read = in_the_place_of_nobody(lambda: Store(folder).find("k1").data.metrics)
+            assert read["asr"] == 99.5
+            with pytest.raises(StoreError, match="expected a store that can be written"):
+                in_the_place_of_nobody(lambda: Store(folder).start("new", "x", tags={}))
+        finally:
+            for path in [folder, *folder.rglob("*")]:
+                path.chmod(0o755)
+
+
+def test_a_store_below_a_folder_named_artifacts_keeps_its_paths(store_template, tmp_path):
+    first = tmp_path / "artifacts" / "my_project" / "mlruns"
+    shutil.copytree(store_template, first)
+    run = kept(Store(first))
+    assert Store(first).load(Store(first).find("k1")).info == {"label": 3}
+    second = tmp_path / "artifacts" / "artifacts"
+    shutil.move(first, second)
+    moved = Store(second)
+    assert moved.artifacts(run).is_relative_to(second)
+    assert moved.load(moved.find("k1")).info == {"label": 3}
+
+
+@pytest.mark.parametrize("name", ["50%", "why?", "c#"])
+def test_a_path_that_a_database_uri_misreads_is_refused(tmp_path, name):
+    with pytest.raises(StoreError, match="expected a store path without"):
+        Store(tmp_path / name / "mlruns")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_with_an_apostrophe_is_found(store):
+    run = store.start("study", "o'neil", tags={"kind": "stage", "attack": "o'neil"})
+    assert [found.info.run_id for found in store.search(attack="o'neil")] == [run]
+
+
+@pytest.mark.parametrize("wait", [0.3, 0.8, 1.5])
+def test_a_kill_during_the_first_start_does_no_harm(tmp_path, wait):
+    """Wherever in MLflow's migrations it strikes, the next start makes a whole database."""
+    code = "import sys; from pathlib import Path; from ppr_core.lab.store import Store;"
+    code += "Store(Path(sys.argv[1]))"
+    killed = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "mlruns")])
+    deadline = time.time() + 60
+    while not list(tmp_path.glob("mlruns/mlflow.db*")):
+        assert killed.poll() is None and time.time() < deadline
+        time.sleep(0.01)
+    time.sleep(wait)
+    killed.kill()
+    killed.wait()
+    assert kept(Store(tmp_path / "mlruns"))
+
+
+def test_a_half_made_database_of_an_earlier_version_is_set_aside(store_template, tmp_path):
+    folder = shutil.copytree(store_template, tmp_path / "half made")
+    with sqlite3.connect(folder / "mlflow.db") as base:
+        base.execute("CREATE TABLE _alembic_tmp_experiments (x INTEGER)")
+    assert kept(Store(folder))
+    assert len(list(folder.glob("mlflow.db.half-made-*"))) == 1
+
+
+def test_a_database_with_runs_is_never_set_aside(store):
+    kept(store)
+    with sqlite3.connect(store.folder / "mlflow.db") as base:
+        base.execute("CREATE TABLE _alembic_tmp_experiments (x INTEGER)")
+    assert Store(store.folder).find("k1") is not None

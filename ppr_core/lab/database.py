@@ -1,0 +1,119 @@
+"""The SQLite file of a local store: made whole or not at all, mended, and moved with its folder."""
+
+import atexit
+import fcntl
+import os
+import shutil
+import sqlite3
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import mlflow
+from mlflow.exceptions import MlflowException
+
+from ppr_core.errors import StoreError, need
+
+BUSY_S = 20.0  # how long to wait for another process's lock on the database
+UNUSABLE = "%?#"  # in a path: a database URI reads them as something else
+
+
+def prepare(folder: Path) -> str:
+    """Have a usable database in a folder: make one, mend a half-made one, follow a moved one.
+
+    First-time processes would race in MLflow's migrations, so one at a time comes in; and a
+    database is made under another name and renamed, so that one killed on the way leaves none.
+
+    Returns:
+        Its URI; that of a copy for reading, where the folder cannot be written.
+
+    Raises:
+        StoreError: there is no database, and none can be made.
+    """
+    odd = sorted({character for character in str(folder) if character in UNUSABLE})
+    need(
+        not odd,
+        f"expected a store path without {' '.join(UNUSABLE)}, got {folder}; name another folder "
+        "in PPR_STORE",
+        StoreError,
+    )
+    path = folder / "mlflow.db"
+    try:
+        effective = os.access in os.supports_effective_ids
+        if path.exists() and not os.access(folder, os.W_OK, effective_ids=effective):
+            copy = Path(tempfile.mkdtemp(prefix="ppr-store-"))
+            atexit.register(shutil.rmtree, copy, ignore_errors=True)
+            # SQLite would write beside the original even to read it; its last writes may still
+            # stand in the write-ahead log.
+            for part in folder.glob("mlflow.db*"):
+                shutil.copyfile(part, copy / part.name)
+            return f"sqlite:///{copy}/mlflow.db"
+        (folder / "artifacts").mkdir(parents=True, exist_ok=True)
+        with locked(folder / ".lock"):
+            if path.exists() and _half_made(path):
+                path.rename(folder / f"mlflow.db.half-made-{time.time():.0f}")
+            if not path.exists():
+                _make(path)
+            _relocate(path, folder / "artifacts")
+    except (OSError, sqlite3.Error, MlflowException) as error:
+        reason = str(error).partition("\n")[0]
+        raise StoreError(
+            f"expected a writable MLflow store in {folder}, got: {reason}; free or move that "
+            "folder, or name another one in PPR_STORE"
+        ) from None
+    return f"sqlite:///{path}"
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a file's lock; it ends with this process, however that ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _make(path: Path) -> None:
+    part = path.with_name("mlflow.db.part")
+    for rest in path.parent.glob(f"{part.name}*"):  # of a start that was killed
+        rest.unlink()
+    mlflow.MlflowClient(f"sqlite:///{part}").search_experiments(max_results=1)
+    part.rename(path)
+    with closing(sqlite3.connect(path)) as base:
+        base.execute("PRAGMA journal_mode=WAL")
+
+
+def _half_made(path: Path) -> bool:
+    """Say whether MLflow's migrations were cut off before the first run was kept."""
+    with closing(sqlite3.connect(path, timeout=BUSY_S)) as base:
+        names = {name for (name,) in base.execute("SELECT name FROM sqlite_master")}
+        done = "alembic_version" in names and base.execute(
+            "SELECT count(*) FROM alembic_version"
+        ).fetchone() != (0,)
+        cut = not done or any(name.startswith("_alembic_tmp_") for name in names)
+        used = "runs" in names and base.execute("SELECT count(*) FROM runs").fetchone() != (0,)
+    return cut and not used
+
+
+def _relocate(database: Path, artifacts: Path) -> None:
+    """Point a moved or copied store's absolute artifact paths at where it lies now."""
+    columns = [
+        ("experiments", "artifact_location"),
+        ("runs", "artifact_uri"),
+        ("logged_models", "artifact_location"),
+    ]
+    with closing(sqlite3.connect(database, timeout=BUSY_S)) as base, base:
+        rows = base.execute("SELECT artifact_location FROM experiments").fetchall()
+        # An experiment's artifacts lie in <store>/artifacts/<experiment>.
+        places = {Path(place).parent for (place,) in rows if place and place.startswith("/")}
+        for old in sorted(str(place) for place in places if place.name == "artifacts"):
+            if old == str(artifacts):
+                continue
+            for table, column in columns:
+                base.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                    f"WHERE substr({column}, 1, ?) = ? || '/'",
+                    (str(artifacts), len(old) + 1, len(old) + 1, old),
+                )
