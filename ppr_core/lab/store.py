@@ -8,8 +8,8 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,11 @@ from mlflow.exceptions import MlflowException
 
 for _noisy in ("mlflow", "alembic"):  # the migrations of a fresh store are nobody's news
     logging.getLogger(_noisy).setLevel(logging.WARNING)
+logging.getLogger("urllib3").setLevel(logging.ERROR)  # each try of a request that is tried again
 
 PARAM_LIMIT = 6000  # characters of one MLflow parameter
 BATCH_LIMIT = 1000  # metrics in one MLflow request
+USERS_TRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES" in os.environ
 START_TRIES, HTTP_TRIES = 3, 5  # of a request to a server: about 12 s at first, a minute later
 TRIES = 3  # of what fails only where another process does the same at the same moment
 
@@ -92,18 +94,10 @@ def _writing(method: Callable) -> Callable:
     return _as_store_error(guarded)
 
 
-@contextmanager
-def _http_tries(count: int) -> Iterator[None]:
-    """Have MLflow try a request to a server at most so often, unless the environment says."""
-    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
-    if name in os.environ:
-        yield
-        return
-    os.environ[name] = str(count)
-    try:
-        yield
-    finally:
-        del os.environ[name]
+def _http_tries(count: int) -> None:
+    """Have MLflow try a request to a server so often, unless the user's environment says."""
+    if not USERS_TRIES:
+        os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = str(count)
 
 
 def _quoted(value: str) -> str:
@@ -135,13 +129,12 @@ class Store:
         self._known: dict[str, str] = {}
         self.client = mlflow.MlflowClient(self.uri)
         try:
-            with _http_tries(START_TRIES):  # a server that is not there is said soon
-                self.client.search_experiments(max_results=1)
+            _http_tries(START_TRIES)  # a server that is not there is said soon
+            self.client.search_experiments(max_results=1)
         except MlflowException as error:
             reason = str(error).partition("\n")[0]
             raise StoreError(f"expected an MLflow store at {self.uri}, got: {reason}") from None
-        # From here on a server may be away for half a minute, as one that is started again.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(HTTP_TRIES))
+        _http_tries(HTTP_TRIES)  # from here on it may be away for a while, to be started again
 
     # -- experiments and runs ---------------------------------------------------------------
 
