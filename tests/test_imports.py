@@ -44,6 +44,7 @@ REPORTING = [
     "reporting.evidence",
     "reporting.claims",
     "reporting.plots",
+    "reporting.toy",
     "reporting.report",
     "explorer",
     "cli.doctor",
@@ -54,7 +55,7 @@ ORDER = [*CORE, *LAB, *REPORTING]
 ONLY_IMPORTER = {
     "mlflow": {"lab.database", "lab.store"},
     "papermill": {"lab.notebooks"},
-    "matplotlib": {"reporting.plots", "lab.section"},
+    "matplotlib": {"reporting.plots", "reporting.toy", "reporting.drawings", "lab.section"},
     "seaborn": {"reporting.plots"},
     "ray": {"lab.engine"},
     "ipywidgets": {"explorer"},

@@ -1,4 +1,4 @@
-"""A study over a real tracking server: the same stages, found again, and a server that goes away."""
+"""A study over a real tracking server: the same stages found again, and one that goes away."""
 
 import os
 import shutil
