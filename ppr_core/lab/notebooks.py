@@ -83,8 +83,9 @@ def execute(notebook: Path, plan: Plan, store: Store, *, computed: bool = False)
     Returns:
         0, or 1 where a cell failed; the executed copy is kept in both cases.
     """
-    settings = plan.study.model_dump(exclude_unset=True)
-    settings = {key: value for key, value in settings.items() if key in declared(notebook)}
+    asked, known = plan.study.model_dump(exclude_unset=True), declared(notebook)
+    settings = {key: value for key, value in asked.items() if key in known}
+    settings["overrides"] = {key: value for key, value in asked.items() if key not in known}
     parts = [code(), notebook.read_text(), settings]
     key = digest([*parts, [stage.key for stage in plan.stages()]])
     if store.find(key):
@@ -103,10 +104,20 @@ def execute(notebook: Path, plan: Plan, store: Store, *, computed: bool = False)
         error = _execute(notebook, copy, settings, run_id, computed)
         if copy.exists():
             store.attach(run_id, copy)
+            store.attach(run_id, _page(copy))
     store.finish(run_id, "FAILED" if error else "FINISHED")
     if error:
         print(f"notebook {notebook.stem} failed in {error}", file=sys.stderr)
     return 1 if error else 0
+
+
+def _page(notebook: Path) -> Path:
+    """Write an executed notebook as an HTML page beside it, which the MLflow UI shows."""
+    from nbconvert import HTMLExporter
+
+    page = notebook.with_suffix(".html")
+    page.write_text(HTMLExporter().from_filename(str(notebook))[0])
+    return page
 
 
 def _execute(

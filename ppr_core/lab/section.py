@@ -1,14 +1,19 @@
 """What a notebook holds on to: its study, its lab, and the run that keeps what it makes."""
 
+import ast
+import inspect
 import os
 import tempfile
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from IPython.display import Code
 from matplotlib.figure import Figure
 
+from ppr_core.config import unknown
 from ppr_core.errors import ConfigError, need
 from ppr_core.lab import engine
 from ppr_core.lab.desk import Lab
@@ -23,8 +28,8 @@ class Section:
 
     Args:
         title: the notebook's name, such as "02_retuning_attack".
-        names: the notebook's `globals()`; those that are settings of a study count. A setting
-            that is None comes from `params/<name>.yaml`, so that no default stands twice.
+        names: the notebook's `globals()`, see `resolve`. A setting that is None comes from
+            `params/<name>.yaml`, so that no default stands twice.
 
     Raises:
         ConfigError: an unknown or unusable setting, before anything runs.
@@ -52,8 +57,12 @@ class Section:
             )
 
     def settings(self) -> pd.DataFrame:
-        """Return every setting of the study under its dotted name."""
-        return pd.DataFrame(self.study.flat().items(), columns=["setting", "value"])
+        """Return the study's settings that differ from their defaults, under their dotted names."""
+        usual = Study(name=self.study.name).flat()
+        own = [
+            (name, value) for name, value in self.study.flat().items() if value != usual.get(name)
+        ]
+        return pd.DataFrame(own, columns=["setting", "value"])
 
     def compute(self) -> None:
         """Compute what the store does not hold yet; say what failed.
@@ -89,8 +98,33 @@ class Section:
             self.store.finish(self.run)
 
 
+def source(what: Callable | type) -> Code:
+    """Return the source of a function or class without its docstring, to be shown."""
+    text = textwrap.dedent(inspect.getsource(what))
+    node = ast.parse(text).body[0]
+    lines = text.splitlines()
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(inner):
+            documented = inner.body[0]
+            for number in range(documented.lineno - 1, documented.end_lineno or documented.lineno):
+                lines[number] = ""
+    kept = [line for line, after in zip(lines, [*lines[1:], ""], strict=True) if line or after]
+    return Code("\n".join(kept).strip("\n"), language="python")
+
+
 def resolve(names: Mapping[str, Any]) -> Study:
-    """Build a study from a notebook's names, unset ones from the file of the study's name."""
+    """Build a study from a notebook's names, unset ones from the file of the study's name.
+
+    Args:
+        names: settings by name, and `overrides`: more of them, groups merged key by key.
+
+    Raises:
+        ConfigError: a parameter that is no setting (papermill itself only warns of it), or a
+            study that no file describes.
+    """
+    for name in _parameters(names):
+        known = (*Study.model_fields, "overrides", "base")
+        need(name in known, unknown("parameter", name, known))
     given = {key: names[key] for key in Study.model_fields if names.get(key) is not None}
     file = ROOT / "params" / f"{given.get('name', '')}.yaml"
     if file.is_file():
@@ -98,4 +132,31 @@ def resolve(names: Mapping[str, Any]) -> Study:
     elif len(given) < 2:
         known = ", ".join(path.stem for path in sorted((ROOT / "params").glob("*.yaml")))
         raise ConfigError(f"expected the name of a study file, got {given}; known: {known}")
-    return Study(**given)
+    return Study(**merged(given, names.get("overrides") or {}))
+
+
+def _parameters(names: Mapping[str, Any]) -> list[str]:
+    """Return the names that a notebook's parameters were given under.
+
+    In a notebook these are what its own parameters cell and papermill's assign, as IPython keeps
+    the text of executed cells; everything else in `globals()` is nobody's parameter.
+    """
+    if "In" not in names:
+        return list(names)
+    texts = [
+        text for text in names["In"] if "\nname: " in f"\n{text}" or text[:12] == "# Parameters"
+    ]
+    found = []
+    for node in (node for text in texts for node in ast.parse(text).body):
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        found += [target.id for target in targets if isinstance(target, ast.Name)]
+    return found
+
+
+def merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with some overridden; where both are groups, key by key."""
+    made = dict(values)
+    for name, value in overrides.items():
+        both = isinstance(made.get(name), Mapping) and isinstance(value, Mapping)
+        made[name] = merged(made[name], value) if both else value
+    return made

@@ -44,21 +44,55 @@ def test_it_is_thin(path):
 
 
 @each
-def test_its_parameters_are_the_studys(path):
+def test_its_parameters_are_few_and_the_studys(path):
     [cell] = [c for c in code_cells(path) if "parameters" in c.metadata.get("tags", [])]
-    names = [name for name in Study.model_fields if name != "notebooks"]
-    assert list(declared(path)) == names
-    for line, name in zip(cell.source.splitlines(), names, strict=True):
-        meaning = line.partition("  # ")[2]
-        assert meaning == Study.model_fields[name].description, f"{name}: meaning stands twice"
+    names = list(declared(path))
+    assert names[:2] == ["name", "seeds"] and names[-1] == "overrides" and len(names) <= 6
+    assert set(names[:-1]) <= set(Study.model_fields)
+    for line in cell.source.splitlines():
+        assert line.partition("  # ")[2], f"{line}: what does it mean?"
 
 
 @each
-def test_it_opens_with_a_question(path):
-    first = nbformat.read(path, as_version=4).cells[0]
-    assert first.cell_type == "markdown"
-    assert "?" in first.source
-    assert "Expected" in first.source
+def test_it_opens_with_a_question_and_asks_before_it_answers(path):
+    cells = nbformat.read(path, as_version=4).cells
+    assert cells[0].cell_type == "markdown"
+    assert "?" in cells[0].source
+    words = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    assert "**What do you expect?**" in words
+
+
+SECTIONS = [path for path in NOTEBOOKS if path.stem[:2] in ("01", "02", "03", "04", "05")]
+
+
+@pytest.mark.parametrize("path", SECTIONS, ids=lambda path: path.stem)
+def test_a_section_has_its_equation_its_symbols_its_code_and_exercises(path):
+    cells = nbformat.read(path, as_version=4).cells
+    words = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    assert words.count("$$") >= 2
+    assert "| symbol | meaning | in the code |" in words
+    assert "## Try it" in words and "**Next:**" in words
+    assert any("source(" in cell.source for cell in cells if cell.cell_type == "code")
+
+
+def test_a_misspelt_parameter_fails_under_plain_papermill(store, tmp_path):
+    import papermill
+
+    given = {"name": "tiny", "seedss": [1]}
+    with pytest.raises(papermill.PapermillExecutionError, match="did you mean 'seeds'"):
+        papermill.execute_notebook(
+            str(NOTEBOOKS[1]), str(tmp_path / "o.ipynb"), given, kernel_name="python3"
+        )
+
+
+def test_source_is_shown_without_its_docstring():
+    from ppr_core.defenses.pam import path_gradient
+    from ppr_core.lab.section import source
+
+    shown = source(path_gradient).data
+    assert shown.startswith("def path_gradient(") and "value.backward()" in shown
+    assert '"""' not in shown and "\n\n\n" not in shown
+    ast.parse(shown)
 
 
 STUDY = {
@@ -127,7 +161,7 @@ def test_plain_papermill_works_too(store, tmp_path):
 
 def test_a_failing_notebook_is_an_honest_exit_code(store, tmp_path, capsys):
     source = nbformat.read(ROOT / "notebooks" / "02_retuning_attack.ipynb", as_version=4)
-    source.cells[4].source = "raise ValueError('broken on purpose')"
+    source.cells[6].source = "raise ValueError('broken on purpose')"
     broken = tmp_path / "broken.ipynb"
     nbformat.write(source, broken)
     study = tmp_path / "tiny.yaml"
@@ -141,7 +175,7 @@ def test_a_failing_notebook_is_an_honest_exit_code(store, tmp_path, capsys):
 
 def test_notebooks_run_at_once_and_one_that_dies_stops_no_other(store, tmp_path, capsys):
     source = nbformat.read(ROOT / "notebooks" / "02_retuning_attack.ipynb", as_version=4)
-    source.cells = source.cells[2:5]  # a note, the parameters, and what stands here
+    source.cells = source.cells[4:7]  # a note, the parameters, and what stands here
     endings = {
         "dies": "import os; os.write(2, b'out of memory'); os._exit(9)",
         "says": "import os; print(os.environ['PPR_RUN'], os.environ['PPR_COMPUTED'], os.getcwd())",
@@ -162,7 +196,7 @@ def test_notebooks_run_at_once_and_one_that_dies_stops_no_other(store, tmp_path,
 
 def test_other_code_executes_a_notebook_again(store, tmp_path, capsys, monkeypatch):
     source = nbformat.read(ROOT / "notebooks" / "02_retuning_attack.ipynb", as_version=4)
-    source.cells = source.cells[2:4]  # a note, and the parameters
+    source.cells = source.cells[4:6]  # a note, and the parameters
     nbformat.write(source, tmp_path / "short.ipynb")
     plan = Plan(Study(**TINY_STUDY))
     for code, runs in (("one", 1), ("one", 1), ("other", 2)):
