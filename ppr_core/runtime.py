@@ -27,9 +27,12 @@ class Session:
         capture: record training steps as CUDA graphs where that can be done.
         compile: compile the backbone in recorded steps, once for all models of a shape; the
             environment's PPR_COMPILE=1 turns it on.
-        checkpoint: folder of epoch checkpoints, or None.
-        evaluate: called after each epoch of a named training; its figures join the record.
-        report: called after each epoch with (training's name, records so far, epochs in all).
+        checkpoint: folder of the epoch checkpoints of resumable trainings, or None.
+        evaluate: what a training that asks for it is evaluated by after each epoch; its metrics
+            join the epoch's record.
+        report: called after each epoch with (the name to resume the training by, or "", records so
+            far, epochs in all).
+        resumable: the names that trainings of this session have taken in that folder.
     """
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -39,6 +42,7 @@ class Session:
     checkpoint: Path | None = None
     evaluate: Callable[[nn.Module], Record] | None = None
     report: Callable[[str, list[Record], int], None] | None = None
+    resumable: set[str] = field(default_factory=set, init=False)
 
 
 @dataclass

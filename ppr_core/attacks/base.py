@@ -149,7 +149,8 @@ class Attack(Method):
         state: State,
     ) -> Outcome:
         """Train on the poisoned set; an attack that controls training hooks into `fit` here."""
-        return Outcome(model, fit(model, poisoned.data, self.training, rng=rng, name="train"))
+        how = {"resume": "victim", "evaluate": True}
+        return Outcome(model, fit(model, poisoned.data, self.training, rng=rng, **how))
 
 
 class Clean(Attack):

@@ -110,9 +110,8 @@ class InputAware(CoverAttack):
             make_optimizer(pattern.parameters(), rate),
         )
         # The loop's own generator, one module and one optimizer for all: it can be resumed.
-        history = fit(
-            both, data, self.training, rng=rng, loss=loss, optimizer=optimizer, name="train"
-        )
+        how = {"loss": loss, "optimizer": optimizer, "resume": "victim", "evaluate": True}
+        history = fit(both, data, self.training, rng=rng, **how)
         return Outcome(model, history, tensors=pattern.state_dict(prefix="trigger.pattern."))
 
     @torch.no_grad()

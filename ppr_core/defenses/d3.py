@@ -69,7 +69,7 @@ class D3(Defense):
             loss=self.loss(model, weights, old),
             after_step=lambda: _all(projections),
             train_mode=self.train_mode,
-            name="tune",
+            resume="tune",
         )
         far = float(norm([new.detach() - was for new, was in zip(weights, old, strict=True)]))
         return Outcome(

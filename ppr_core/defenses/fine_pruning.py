@@ -98,7 +98,7 @@ class FinePruning(Defense):
             self.schedule,
             rng=fork(rng, "tune"),
             after_step=lambda: self.silence(model, asleep),
-            name="tune",
+            resume="tune",
         )
         return Outcome(model, history, {"pruned": pruned, "units": len(order)}, {"asleep": asleep})
 

@@ -57,7 +57,7 @@ class _FineTuning(Defense):
             loss=smoothed(model, self.smoothing, data.num_classes),
             after_step=keep,
             writes=(),
-            name="tune",
+            resume="tune",
         )
         return Outcome(model, history)
 

@@ -79,7 +79,7 @@ class Fst(Defense):
         return Outcome(model, history, info)
 
     def _tune(
-        self, model: nn.Module, data: ImageSet, alpha: float, rng: torch.Generator, name: str = ""
+        self, model: nn.Module, data: ImageSet, alpha: float, rng: torch.Generator, resume: str = ""
     ) -> list[Record]:
         head = model.linear
         old, keep = head.weight.detach().clone(), keep_norm(head.weight)
@@ -92,7 +92,7 @@ class Fst(Defense):
             loss=shift_loss(model, old, alpha),
             after_step=keep,
             writes=(),
-            name=name,
+            resume=resume,
         )
 
 

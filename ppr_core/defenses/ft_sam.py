@@ -52,7 +52,7 @@ class FtSam(Defense):
                 model.parameters(), self.rho, adaptive=self.adaptive, freeze_bn_model=model
             ),
             writes=(),
-            name="tune",
+            resume="tune",
         )
         return Outcome(model, history, {"images": len(data)})
 

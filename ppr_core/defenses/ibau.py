@@ -82,7 +82,7 @@ class IBau(Defense):
             gradient=gradient,
             on_batch=begin,
             train_mode=False,
-            name="tune",
+            resume="tune",
         )
         return Outcome(model, history, tensors={"perturbation": delta.detach()})
 

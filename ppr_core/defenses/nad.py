@@ -63,7 +63,9 @@ class Nad(Defense):
             return F.cross_entropy(logits, labels) + sum(beta * mse for beta, mse in terms)
 
         with self._noting(model, ours), self._noting(teacher, theirs):
-            history = fit(model, data, self.schedule, rng=fork(rng, "tune"), loss=loss, name="tune")
+            history = fit(
+                model, data, self.schedule, rng=fork(rng, "tune"), loss=loss, resume="tune"
+            )
         return Outcome(model, history)
 
     def _noting(self, model: nn.Module, outputs: dict[str, Tensor]) -> AbstractContextManager[None]:

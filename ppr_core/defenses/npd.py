@@ -67,7 +67,7 @@ class Npd(Defense):
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         hooks = {"parameters": trained, "train_mode": False}
         fit(model, data, self.warm_up, rng=fork(rng, "warm_up"), loss=clean, **hooks)
-        hooks |= {"loss": self.loss(model), "name": "tune"}
+        hooks |= {"loss": self.loss(model), "resume": "tune"}
         return Outcome(model, fit(model, data, self.schedule, rng=fork(rng, "tune"), **hooks))
 
     def loss(self, model: nn.Module) -> Loss:

@@ -48,7 +48,7 @@ class Sau(Defense):
             rng=fork(rng, "tune"),
             loss=self.loss(model, clone(model).eval().requires_grad_(False)),
             train_mode=self.train_mode,
-            name="tune",
+            resume="tune",
         )
         return Outcome(model, history)
 

@@ -105,7 +105,7 @@ class Tsbd(Defense):
         changes: Mapping[str, Tensor],
         n: float,
         rng: torch.Generator,
-        name: str = "",
+        resume: str = "",
     ) -> tuple[list[Record], int]:
         zeroed = reset(model, changes, n, self.m)
         gradient = sam_gradient(
@@ -116,7 +116,7 @@ class Tsbd(Defense):
             freeze_bn_model=model,
         )
         draws = fork(rng, "tune")
-        return fit(model, data, self.schedule, rng=draws, gradient=gradient, name=name), zeroed
+        return fit(model, data, self.schedule, rng=draws, gradient=gradient, resume=resume), zeroed
 
 
 @torch.no_grad()

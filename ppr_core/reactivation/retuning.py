@@ -62,5 +62,6 @@ class Retuning(Method):
             clean = augmented(clean, schedule, rng=fork(rng, "augment"))
             schedule = schedule.replace(crop=0, flip=False)
         mixture = clean + draw(poisons, self.poisoned, fork(rng, "poisons"))
-        history = fit(model, mixture, schedule, rng=fork(rng, "shuffle"), name="retuning")
+        shuffles = fork(rng, "shuffle")
+        history = fit(model, mixture, schedule, rng=shuffles, resume="retuning", evaluate=True)
         return Outcome(model, history, {"samples": total, "poisoned": self.poisoned})

@@ -61,6 +61,7 @@ class Universal(OptimisedTrigger):
     """
 
     source: ClassVar[str] = "Zhu, Liang, Wu 2024, arXiv:2405.16134"
+    version: ClassVar[int] = 2  # 1 resumed a transferred trigger from the white-box one's end
     privileges: ClassVar[str] = "attacker: gradients of model or surrogates, training poisons"
 
     schedule: Schedule = Field(
@@ -108,7 +109,7 @@ class Universal(OptimisedTrigger):
                 loss=loss,
                 gradient=gradient,
                 after_step=shift.project,
-                name="trigger",
+                resume="transfer" if surrogates else "white_box",
             )
         info = {"transferred": bool(surrogates), "samples": len(pool)}
         return Outcome(model, history, info, {"direction": shift.direction.detach()})
@@ -195,6 +196,7 @@ class Triggers(Settings):
     """Optimised triggers with growing knowledge: other defended models, queries, the weights."""
 
     source: ClassVar[str] = "Zhu, Liang, Wu 2024, arXiv:2405.16134"
+    version: ClassVar[int] = Universal.version
 
     white_box: Universal = Field(Universal(), description="by the model's gradients")
     queries: Square = Field(Square(), description="by the model's answers alone")

@@ -107,7 +107,8 @@ def fit(
     optimizer: torch.optim.Optimizer | None = None,
     train_mode: bool = True,
     writes: Sequence[Tensor] | None = None,
-    name: str = "",
+    resume: str = "",
+    evaluate: bool = False,
 ) -> list[Record]:
     """Train in place; every training, tuning and generator fit of the package runs here.
 
@@ -127,13 +128,16 @@ def fit(
         writes: says that loss, gradient and on_batch do the same device work at every step, draw
             and read nothing on the host, and write no tensors but the model's, the optimizer's
             and these; on CUDA they are then recorded with the step and replayed.
-        name: names a long training: it is evaluated each epoch, and can be resumed.
+        resume: name of a long training, which is to go on from its last saved epoch after a kill;
+            no two trainings of one session may have the same name.
+        evaluate: add what the session's `evaluate` says of the model to every epoch's record.
 
     Returns:
         One record an epoch: epoch (from 1), loss, seconds, and what the session evaluates.
 
     Raises:
-        ConfigError: an empty set, or a loss that is not finite at the end of an epoch.
+        ConfigError: an empty set, a name that was resumed by before, or a loss that is not finite
+            at the end of an epoch.
     """
     need(len(data) > 0, "expected at least one image to train on, got an empty set")
     now = current()
@@ -160,8 +164,8 @@ def fit(
         writes=writes or (),
         static=static and now.capture and total >= Step.worth,
     )
-    checkpoint = Checkpoint(now, name, model, optimizer, rng)
-    history = checkpoint.resume()
+    checkpoint = Checkpoint(resume, model, optimizer, rng)
+    history = checkpoint.load()
     for epoch in range(len(history), epochs):
         model.train(train_mode)
         clock, summed = time.perf_counter(), torch.zeros((), device=data.device)
@@ -174,14 +178,14 @@ def fit(
                 after_step()
         record = {"epoch": epoch + 1, "loss": float(summed) / budget}
         record["seconds"] = time.perf_counter() - clock
-        _check_finite(record, name, schedule)
+        _check_finite(record, resume, schedule)
         model.eval()
-        if name and now.evaluate:
+        if evaluate and now.evaluate:
             record |= now.evaluate(model)
         history.append(record)
         checkpoint.save(history, done=epoch + 1 == epochs)
         if now.report:
-            now.report(name, history, epochs)
+            now.report(resume, history, epochs)
     model.eval()
     return history
 

@@ -174,7 +174,7 @@ def test_kill_9_and_start_again_gives_the_same_numbers(store, store_template, tm
 
     killed = cli("study", str(file), "--no-notebooks")
     deadline = time.time() + 120
-    while not list((tmp_path / "mlruns").glob("scratch/*/train.pt")):
+    while not list((tmp_path / "mlruns").glob("scratch/*/victim.pt")):
         assert killed.poll() is None, killed.communicate()[1]
         assert time.time() < deadline
         time.sleep(0.01)
@@ -186,7 +186,7 @@ def test_kill_9_and_start_again_gives_the_same_numbers(store, store_template, tm
     out, err = resumed.communicate(timeout=240)
     assert resumed.returncode == 0, err
     assert "going on from their checkpoints" in out
-    assert "resuming train after epoch" in err
+    assert "resuming victim after epoch" in err
     table = [line for line in out.splitlines() if line.startswith("badnet")]
     expected = [line for line in reference.stdout.read().splitlines() if line.startswith("badnet")]
     assert table == expected != []

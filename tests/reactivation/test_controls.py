@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -5,7 +7,7 @@ from torch import nn
 from ppr_core.data.images import to_float
 from ppr_core.errors import CheckpointError, DataError
 from ppr_core.reactivation.perturbation import aimed, success
-from ppr_core.reactivation.triggers import Square, Universal, universal
+from ppr_core.reactivation.triggers import Square, Triggers, Universal, universal
 from ppr_core.runtime import session
 from ppr_core.weights import snapshot
 from tests.conftest import tiny_model, tiny_set
@@ -91,6 +93,30 @@ def test_the_transfer_attack_never_touches_the_model():
         assert model.training
     alone = search(WHITE, surrogates[0])
     assert not torch.equal(outcome.tensors["direction"], alone.tensors["direction"])
+
+
+def test_the_transferred_trigger_is_none_of_the_others_where_epochs_are_saved(tmp_path):
+    """All searches of a stage share one folder of checkpoints; none goes on from another's."""
+    settings = Triggers(white_box=WHITE, queries=QUERIES, transfer=WHITE)
+    model, others = tiny_model(seed=1), [tiny_model(seed=2)]
+
+    def searched():
+        white = search(settings.white_box, model)
+        queries = search(settings.queries, model)
+        transferred = search(settings.transfer, model, surrogates=others)
+        return [outcome.tensors["direction"] for outcome in (white, queries, transferred)]
+
+    plain = searched()
+    with session(checkpoint=tmp_path):
+        saved = searched()
+    with session(checkpoint=tmp_path):
+        resumed = searched()
+    for one, two in itertools.combinations(plain, 2):
+        assert not torch.equal(one, two)
+    for expected, first, again in zip(plain, saved, resumed, strict=True):
+        assert torch.equal(expected, first)
+        assert torch.equal(expected, again)
+    assert {path.stem for path in tmp_path.iterdir()} == {"white_box", "transfer"}
 
 
 def test_square_search_uses_answers_only_and_counts_them():

@@ -142,7 +142,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(data, tmp_path, monkeypat
     monkeypatch.setattr("ppr_core.training.checkpoint.Checkpoint.interval_s", 0.0)
     schedule = PLAIN.replace(epochs=4, crop=1, decay="cosine")
     whole = tiny_model()
-    expected = fit(whole, data, schedule, rng=seeded(), name="train")
+    expected = fit(whole, data, schedule, rng=seeded(), resume="train")
 
     class Killed(Exception):
         pass
@@ -152,11 +152,11 @@ def test_a_killed_training_goes_on_to_the_same_weights(data, tmp_path, monkeypat
             raise Killed
 
     with pytest.raises(Killed), session(checkpoint=tmp_path, report=kill):
-        fit(tiny_model(), data, schedule, rng=seeded(), name="train")
+        fit(tiny_model(), data, schedule, rng=seeded(), resume="train")
     resumed = tiny_model(seed=9)  # whatever it starts from, the checkpoint replaces it
     seen = []
     with session(checkpoint=tmp_path, report=lambda n, h, e: seen.append(len(h))):
-        history = fit(resumed, data, schedule, rng=seeded(), name="train")
+        history = fit(resumed, data, schedule, rng=seeded(), resume="train")
     assert seen == [3, 4]
     assert [r["loss"] for r in history] == [r["loss"] for r in expected]
     for name, tensor in whole.state_dict().items():
@@ -176,22 +176,47 @@ def test_a_damaged_or_unsafe_checkpoint_is_refused(data, tmp_path, content, caps
     else:
         path.write_bytes(content)
     with session(checkpoint=tmp_path), pytest.raises(CheckpointError, match="delete that file"):
-        fit(tiny_model(), data, PLAIN, rng=seeded(), name="train")
+        fit(tiny_model(), data, PLAIN, rng=seeded(), resume="train")
     assert "a pickle ran" not in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_other_shapes_is_refused(data, tmp_path):
     with session(checkpoint=tmp_path):
-        fit(tiny_model(classes=4), data, PLAIN, rng=seeded(), name="train")
-        with pytest.raises(CheckpointError, match=r"expected linear.weight of shape \(7"):
-            fit(tiny_model(classes=7), data, PLAIN, rng=seeded(), name="train")
+        fit(tiny_model(classes=4), data, PLAIN, rng=seeded(), resume="train")
+    with (
+        session(checkpoint=tmp_path),
+        pytest.raises(CheckpointError, match=r"expected linear.weight of shape \(7"),
+    ):
+        fit(tiny_model(classes=7), data, PLAIN, rng=seeded(), resume="train")
 
 
-def test_named_trainings_are_evaluated_each_epoch_and_others_never(data):
+def test_two_resumable_trainings_of_one_name_are_an_error(data, tmp_path):
+    with session(checkpoint=tmp_path):
+        fit(tiny_model(), data, PLAIN, rng=seeded(), resume="train")
+        fit(tiny_model(), data, PLAIN, rng=seeded())  # not resumable: it has no name to share
+        fit(tiny_model(), data, PLAIN, rng=seeded(), resume="other")
+        taken = []
+        with pytest.raises(ConfigError, match="got 'train' a second time"):
+            fit(
+                tiny_model(),
+                data,
+                PLAIN.replace(epochs=9),
+                rng=seeded(),
+                resume="train",
+                after_step=lambda: taken.append(1),
+            )
+        assert taken == [], "it is an error before any work is done"
+    with session(checkpoint=tmp_path):  # after a kill, another session has the name again
+        fit(tiny_model(), data, PLAIN, rng=seeded(), resume="train")
+    for _ in range(2):  # without a folder nothing is resumed, so nothing can collide
+        fit(tiny_model(), data, PLAIN, rng=seeded(), resume="train")
+
+
+def test_a_training_is_evaluated_each_epoch_where_it_asks_for_that(data):
     with session(evaluate=lambda model: {"c_acc": 50.0}):
-        named = fit(tiny_model(), data, PLAIN, rng=seeded(), name="train")
-        other = fit(tiny_model(), data, PLAIN, rng=seeded())
-    assert [record["c_acc"] for record in named] == [50.0, 50.0]
+        asked = fit(tiny_model(), data, PLAIN, rng=seeded(), evaluate=True)
+        other = fit(tiny_model(), data, PLAIN, rng=seeded(), resume="train")
+    assert [record["c_acc"] for record in asked] == [50.0, 50.0]
     assert all("c_acc" not in record for record in other)
 
 
@@ -413,7 +438,7 @@ def test_a_slow_checkpoint_is_written_less_often(data, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", slow)
     monkeypatch.setattr(checkpoint.Checkpoint, "interval_s", 1e-6)
     with session(checkpoint=tmp_path):
-        fit(tiny_model(), data, PLAIN.replace(epochs=8), rng=seeded(), name="train")
+        fit(tiny_model(), data, PLAIN.replace(epochs=8), rng=seeded(), resume="train")
     assert len(written) == 2  # the first, and what is there at the end
 
 
