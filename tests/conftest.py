@@ -93,7 +93,7 @@ class Recordable(TorchDispatchMode):
         if name in self.waits or torch.Tag.nondeterministic_seeded in operation.tags:
             stack = traceback.extract_stack()
             if not any("/optim/" in frame.filename for frame in stack):
-                raise AssertionError(f"{name} cannot be recorded")
+                raise AssertionError(f"{name} cannot be captured")
         return operation(*args, **(kwargs or {}))
 
 
@@ -130,8 +130,8 @@ def recorder(monkeypatch):
 
         return value, replay
 
-    monkeypatch.setattr(capture, "_recordable", lambda optimizer, batch: True)
-    monkeypatch.setattr(capture, "_recorded", recorded)
+    monkeypatch.setattr(capture, "_can_capture", lambda optimizer, batch: True)
+    monkeypatch.setattr(capture, "_captured", recorded)
     return replays
 
 

@@ -49,7 +49,7 @@ class Anp(MaskPruning):
                 gradient=self._gradient(masks, start),
                 after_step=clamp_and_draw,
                 parameters=[masks.values],
-                writes=(),
+                capturable=True,
             )
         return masks
 

@@ -56,7 +56,7 @@ class _FineTuning(Defense):
             rng=fork(rng, "tune"),
             loss=smoothed(model, self.smoothing, data.num_classes),
             after_step=keep,
-            writes=(),
+            capturable=True,
             resume="tune",
         )
         return Outcome(model, history)

@@ -91,7 +91,7 @@ class Fst(Defense):
             rng=fork(rng, "tune"),
             loss=shift_loss(model, old, alpha),
             after_step=keep,
-            writes=(),
+            capturable=True,
             resume=resume,
         )
 

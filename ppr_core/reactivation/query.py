@@ -175,7 +175,7 @@ class Query(Method):
         # In place of labels the loop hands back each image's number.
         numbered = pool.with_labels(torch.arange(len(pool), device=pool.device))
         plain = self.schedule.replace(crop=0, flip=False)
-        return fit(generator, numbered, plain, rng=rng, loss=loss, writes=(), resume="query")
+        return fit(generator, numbered, plain, rng=rng, loss=loss, capturable=True, resume="query")
 
     def objective(
         self, student: Tensor, teacher: Tensor, surrogate: Tensor, labels: Tensor

@@ -92,7 +92,7 @@ def test_what_it_took_is_counted(ran):
 
 
 def test_recording_its_steps_changes_nothing(ran, monkeypatch, recorder):
-    """Whoever says what its hooks write (`writes` of `fit`) has said the truth."""
+    """Who says that a step is capturable (see `fit`) has said the truth."""
     cls, model, _, _, outcome = ran
     monkeypatch.setattr(capture.Step, "worth", 1)
     recorded = call(cls, model, tiny_set(size=SIZE))

@@ -54,7 +54,7 @@ def test_defaults_are_the_published_ones():
 
 @pytest.mark.parametrize("form", ["code", "paper"])
 def test_recording_its_steps_changes_nothing(form, monkeypatch, recorder):
-    """What it says that its loss writes (`writes` of `fit`) is the truth."""
+    """Its step is capturable (see `fit`), as it says."""
     method = FAST.replace(form=form)
     eager = run(method)
     monkeypatch.setattr(capture.Step, "worth", 1)

@@ -267,13 +267,13 @@ HOOKS = {
     "adam": {"optimizer": lambda m: torch.optim.Adam(m.parameters(), 1e-3, amsgrad=True)},
     "half-done": {"optimizer": lambda m: stepped(m)},
     "on_batch apart": {"on_batch": lambda m: numbered_noise()},
-    "on_batch recorded": {"on_batch": lambda m: negated, "writes": lambda m: ()},
+    "on_batch captured": {"on_batch": lambda m: negated, "capturable": lambda m: True},
     "after_step": {"after_step": lambda m: keep_norm(m.linear.weight)},
     "sam": {
         "gradient": lambda m: sam_gradient(m.parameters(), 0.5, freeze_bn_model=m),
-        "writes": lambda m: (),
+        "capturable": lambda m: True,
     },
-    "pam": {"gradient": lambda m: path_gradient(m.parameters(), 0.5), "writes": lambda m: ()},
+    "pam": {"gradient": lambda m: path_gradient(m.parameters(), 0.5), "capturable": lambda m: True},
 }
 
 
@@ -316,8 +316,8 @@ def test_a_recorded_step_is_the_step(hooks, monkeypatch, recorder):
     ],
 )
 def test_the_stand_in_refuses_what_cuda_would(change, monkeypatch, recorder):
-    with pytest.raises(AssertionError, match="cannot be recorded"):
-        compute(True, monkeypatch, on_batch=lambda m: change, writes=lambda m: ())
+    with pytest.raises(AssertionError, match="cannot be captured"):
+        compute(True, monkeypatch, on_batch=lambda m: change, capturable=lambda m: True)
 
 
 def test_hooks_that_say_nothing_are_not_recorded(monkeypatch, recorder):
@@ -338,8 +338,8 @@ def test_what_cannot_be_recorded_runs_as_it_stands_and_says_so(monkeypatch, capl
         work()
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(capture, "_recordable", lambda optimizer, batch: True)
-    monkeypatch.setattr(capture, "_recorded", refused)
+    monkeypatch.setattr(capture, "_can_capture", lambda optimizer, batch: True)
+    monkeypatch.setattr(capture, "_captured", refused)
     other = compute(True, monkeypatch)
     assert other[0] == eager[0] and other[2] == eager[2]
     assert all(torch.equal(other[1][name], tensor) for name, tensor in eager[1].items())
@@ -392,7 +392,7 @@ def test_every_graph_is_recorded_on_the_stream_of_its_warm_up_and_on_no_other(mo
     for name in ("Stream", "current_stream", "set_stream", "stream", "graph", "CUDAGraph"):
         monkeypatch.setattr(torch.cuda, name, getattr(cuda, name))
     for _ in range(2):
-        capture._recorded(lambda: seen.append(cuda.now), lambda: seen.append("put back"))
+        capture._captured(lambda: seen.append(cuda.now), lambda: seen.append("put back"))
     assert seen[:5] == ["side 1"] * 3 + ["put back", "side 1"]
     assert seen[5:] == ["side 2"] * 3 + ["put back", "side 2"]
     assert cuda.captured == ["side 1", "side 2"]
@@ -401,7 +401,7 @@ def test_every_graph_is_recorded_on_the_stream_of_its_warm_up_and_on_no_other(mo
 
 def test_a_rate_that_a_replay_would_not_read_is_never_recorded():
     batch = (torch.zeros(1),)
-    assert not capture._recordable(torch.optim.SGD([torch.zeros(1)], 0.1), batch)
+    assert not capture._can_capture(torch.optim.SGD([torch.zeros(1)], 0.1), batch)
 
 
 def test_models_of_one_shape_are_compiled_once(data, monkeypatch, recorder):
@@ -443,10 +443,10 @@ def test_a_slow_checkpoint_is_written_less_often(data, tmp_path, monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["plain", "on_batch recorded", "after_step", "sam", "pam"])
+@pytest.mark.parametrize("name", ["plain", "on_batch captured", "after_step", "sam", "pam"])
 def test_a_captured_step_trains_like_an_eager_one(name, monkeypatch):
-    real, captures, runs = capture._recorded, [], []
-    monkeypatch.setattr(capture, "_recorded", lambda *a: (real(*a), captures.append(name))[0])
+    real, captures, runs = capture._captured, [], []
+    monkeypatch.setattr(capture, "_captured", lambda *a: (real(*a), captures.append(name))[0])
     monkeypatch.setattr(capture.Step, "worth", 1)
     for captured in (False, True):
         model, cost = tiny_model().cuda(), Cost()

@@ -117,7 +117,7 @@ class Unlearning(Defense):
             return triggered_first(images, reverse, self.reversed_share), labels
 
         optimizer = make_optimizer(model.parameters(), self.tuning)
-        hooks = self.hooks(model, mix) | {"writes": () if self.inversion.replayable else None}
+        hooks = self.hooks(model, mix) | {"capturable": self.inversion.capturable}
         history, done = [], 0
         for number in range(1, self.rounds + 1):
             if number > 1:

@@ -67,7 +67,7 @@ def decoupled(
         kept = F.cross_entropy(frozen.head(benign * maps), labels)
         return kept - F.cross_entropy(frozen.head((1 - benign) * maps), labels)
 
-    fit(frozen, data, schedule, rng=rng, loss=loss, parameters=[logits], writes=())
+    fit(frozen, data, schedule, rng=rng, loss=loss, parameters=[logits], capturable=True)
     return logits.detach()
 
 

@@ -39,7 +39,7 @@ class Inversion(TriggerSource):
     """
 
     source: ClassVar[str] = "Xu et al. 2024, ICLR, OpenReview Tw9wemV6cb (BTI-DBF)"
-    replayable: ClassVar[bool] = True
+    capturable: ClassVar[bool] = True
     later: ClassVar[frozenset[str]] = frozenset({"regenerate_each_round", "early_stop"})
 
     width: int = Field(32, ge=1, description="channels of the generator's first level")
@@ -168,7 +168,7 @@ class Inversion(TriggerSource):
             label = label_loss(before.float(), after.float(), double=self.soft_ce == "reproduce")
             return label + moved + weight * near
 
-        fit(generator, data, self.pretrain, rng=rng, loss=loss, writes=())
+        fit(generator, data, self.pretrain, rng=rng, loss=loss, capturable=True)
 
     def _generate(
         self,
@@ -195,6 +195,6 @@ class Inversion(TriggerSource):
 
         compare = best.after_step if self.use_max_bd_feat else None
         hooks = {"loss": loss, "optimizer": optimizer, "after_step": compare}
-        fit(generator, data, self.generate, rng=rng, writes=[best.total], **hooks)
+        fit(generator, data, self.generate, rng=rng, capturable=True, writes=[best.total], **hooks)
         if best.weights:
             generator.load_state_dict(best.weights)
