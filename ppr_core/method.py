@@ -1,7 +1,6 @@
 """What every attack, defense and reactivation is: hyper-parameters that can be called."""
 
 import contextlib
-import hashlib
 import inspect
 import resource
 import sys
@@ -17,7 +16,7 @@ from ppr_core.config import Settings
 from ppr_core.data.images import ImageSet
 from ppr_core.errors import DataError, need
 from ppr_core.models.base import clone
-from ppr_core.runtime import Cost, Record, counted
+from ppr_core.runtime import Cost, Record, counted, seed_of
 
 
 @dataclass
@@ -112,9 +111,8 @@ def measuring(model: nn.Module, cost: Cost) -> Iterator[None]:
 
 
 def fork(rng: torch.Generator, *names: str | int) -> torch.Generator:
-    """Return an independent generator for one part of a method, without drawing from `rng`."""
-    text = "/".join(map(str, (rng.initial_seed(), *names)))
-    return torch.Generator().manual_seed(int(hashlib.sha256(text.encode()).hexdigest()[:15], 16))
+    """Return a generator of its own for one part of a method; see `runtime.seed_of`."""
+    return torch.Generator().manual_seed(seed_of(rng, *names))
 
 
 def _peak_bytes(device: torch.device) -> int:

@@ -1,6 +1,7 @@
 """Where and how computations run: device, precision, threads, progress and checkpoints."""
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -91,11 +92,29 @@ def session(**settings: object) -> Iterator[Session]:
         _session.reset(token)
 
 
+def seed_of(rng: torch.Generator, *names: str | int) -> int:
+    """Return the seed of one part of a method; without names, the seed that `rng` was made from.
+
+    Every generator is made from a seed and stands for it: what a part draws depends on that seed
+    and on the part's names, never on how much was drawn from `rng` before. Nothing else reads the
+    seed of a generator.
+
+    Args:
+        rng: a CPU generator; nothing is drawn from it.
+        names: the path of the part, such as "invert", 2; different paths give independent seeds.
+    """
+    seed = rng.initial_seed()
+    if not names:
+        return seed
+    text = "/".join(map(str, (seed, *names)))
+    return int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)
+
+
 @contextlib.contextmanager
-def seeded(generator: torch.Generator) -> Iterator[None]:
-    """Draw initial weights from this generator's seed; the global generators are put back."""
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's global generator, which draws initial weights; afterwards it is put back."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator.initial_seed())
+        torch.manual_seed(seed)
         yield
 
 

@@ -12,6 +12,7 @@ from ppr_core.config import Field
 from ppr_core.data.images import ImageSet
 from ppr_core.errors import DataError, need
 from ppr_core.method import Method, Outcome, fork
+from ppr_core.runtime import seed_of
 from ppr_core.training.fit import Schedule, fit
 
 State = Mapping[str, Tensor]
@@ -132,7 +133,7 @@ class Attack(Method):
         What an attack that `learns_trigger` has learnt stands in the Outcome's tensors under
         "trigger." and a name: that name's entry of the state, from then on.
         """
-        poisoned = self.poison(data, seed=rng.initial_seed(), state=state or {})
+        poisoned = self.poison(data, seed=seed_of(rng), state=state or {})
         outcome = self.train(model, data, poisoned, rng=fork(rng, "train"), state=state or {})
         outcome.info |= {"poisoned": len(poisoned.indices), "poison_rate": self.poison_rate}
         outcome.tensors["poison_indices"] = poisoned.indices

@@ -14,8 +14,8 @@ from ppr_core.attacks.parts.trigger_networks import SPREAD, TriggerNetworks, sha
 from ppr_core.config import Field
 from ppr_core.data.images import ImageSet, to_float, to_uint8
 from ppr_core.errors import need
-from ppr_core.method import Outcome, fork
-from ppr_core.runtime import seeded
+from ppr_core.method import Outcome
+from ppr_core.runtime import seed_of, seeded
 from ppr_core.training.fit import Schedule, fit, make_optimizer
 
 AT_ONCE = 512  # images stamped together; bounds the memory of the networks' maps
@@ -53,7 +53,7 @@ class InputAware(CoverAttack):
 
     def prepare(self, data: ImageSet, *, rng: torch.Generator) -> dict[str, Tensor]:
         """Train the mask network, for sparse and diverse masks; draw the pattern network."""
-        with seeded(fork(rng, "networks")):
+        with seeded(seed_of(rng, "networks")):
             trigger = TriggerNetworks(self.width).to(data.device)
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from ppr_core.errors import DataError, need
 from ppr_core.method import fork
 from ppr_core.metrics import clean_accuracy
 from ppr_core.models import MODELS, build
+from ppr_core.runtime import seed_of
 from ppr_core.training.fit import Schedule
 
 FILE_SIZE = 32  # side of the trigger that larger inputs scale up
@@ -76,8 +77,9 @@ class LabelConsistent(Attack):
         if self.eps == 0:
             return {}
         known, unknown = hold_out(data, rng=fork(rng, "held-out"))
-        seed = fork(rng, "init").initial_seed()
-        surrogate = build(self.surrogate, data.num_classes, seed=seed).to(data.device)
+        surrogate = build(self.surrogate, data.num_classes, seed=seed_of(rng, "init")).to(
+            data.device
+        )
         fit_robust(
             surrogate,
             known,

@@ -21,7 +21,7 @@ from ppr_core.data.splits import hold_out
 from ppr_core.errors import need
 from ppr_core.method import fork
 from ppr_core.metrics import psnr
-from ppr_core.runtime import seeded
+from ppr_core.runtime import seed_of, seeded
 from ppr_core.training.fit import Schedule, fit
 
 BATCH = 512  # images encoded at once
@@ -67,7 +67,7 @@ class Ssba(Attack):
         """
         plan = PLANS[self.variant]
         known, unknown = hold_out(data, rng=fork(rng, "held-out"))
-        with seeded(fork(rng, "init")):
+        with seeded(seed_of(rng, "init")):
             model = _Pair(plan, data.size, distortion=self.distortion, share=self.common_share)
         model.to(data.device, memory_format=torch.channels_last)
         stream = fork(rng, "encoder")  # of the messages too, so that one state says it all

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ppr_core.config import Settings, derive
 from ppr_core.errors import CheckpointError, need
-from ppr_core.runtime import seeded
+from ppr_core.runtime import seed_of, seeded
 
 CIFAR_STATS = ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))
 IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -93,7 +93,7 @@ class Architecture(Settings):
 
     def build(self, num_classes: int, *, seed: int) -> Classifier:
         """Return a freshly initialised classifier; the global generators are left untouched."""
-        with seeded(derive(seed, "init")):
+        with seeded(seed_of(derive(seed, "init"))):
             model = self.make(num_classes)
         return model.to(memory_format=torch.channels_last)
 

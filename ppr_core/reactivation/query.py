@@ -15,7 +15,7 @@ from ppr_core.method import Method, Outcome, fork
 from ppr_core.metrics import logits
 from ppr_core.models.base import need_parts
 from ppr_core.reactivation.perturbation import EPS, frozen, within
-from ppr_core.runtime import seeded
+from ppr_core.runtime import seed_of, seeded
 from ppr_core.training.fit import Schedule, fit
 
 # Weight of the balanced term, by attack. Source: Min et al. 2024, sec. B.2. An attack that is not
@@ -146,7 +146,7 @@ class Query(Method):
             )
         pool = draw(data, self.clean, fork(rng, "clean"))
         pool = pool + draw(triggered, self.poisoned, fork(rng, "triggered"))
-        with seeded(fork(rng, "generator")):
+        with seeded(seed_of(rng, "generator")):
             pixels, stats = pool.images[:1].numel(), model.normalise
             generator = Generator(pixels, self.width, self.depth, stats.mean, stats.std)
         generator.to(pool.device)

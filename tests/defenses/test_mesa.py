@@ -134,7 +134,7 @@ def test_the_losses_by_hand(data, rng, monkeypatch):
     source.train(model, data, 2, 0.4, rng)
     net = caught["net"].requires_grad_(True)
     net.zero_grad()
-    with patches.seeded(rng):
+    with patches.seeded(patches.seed_of(rng)):
         critic = (Generator(27, 4), Critic(27, 4))[1]
     draws = patches.fork(rng, "draws")
     z, z2 = torch.rand(48, 64, generator=draws), torch.rand(48, 64, generator=draws)

@@ -14,7 +14,7 @@ from ppr_core.errors import DataError, need
 from ppr_core.method import fork
 from ppr_core.metrics import EVAL_BATCH
 from ppr_core.models.base import clone
-from ppr_core.runtime import autocast, seeded
+from ppr_core.runtime import autocast, seed_of, seeded
 from ppr_core.training.fit import Schedule, fit
 
 TRAINING = Schedule(
@@ -115,7 +115,7 @@ class PatchDistribution(TriggerSource):
     ) -> Generator:
         """Return a generator of patches that turn images into a class."""
         pixels, device = data.images.shape[1] * self.size**2, data.device
-        with seeded(rng):
+        with seeded(seed_of(rng)):
             net, critic = Generator(pixels, self.width), Critic(pixels, self.width)
         net, critic = net.to(device), critic.to(device)
         draws, mean = fork(rng, "draws"), torch.ones((), device=device)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ppr_core.runtime import seeded
+from ppr_core.runtime import seed_of, seeded
 from ppr_core.weights import State, snapshot
 
 LEVELS = 4  # halvings of the image
@@ -70,7 +70,7 @@ class UNet(nn.Module):
 
 def fresh(width: int, channels: int, rng: torch.Generator, device: torch.device) -> UNet:
     """Return a U-Net with torch's default weights; the global generators are left untouched."""
-    with seeded(rng):
+    with seeded(seed_of(rng)):
         net = UNet(width, channels)
     return net.to(device, memory_format=torch.channels_last)
 
