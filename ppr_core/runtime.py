@@ -22,6 +22,9 @@ Record = dict[str, float]
 class Session:
     """The caller's choices, so that no method carries any of them.
 
+    Differs from the authors' code: "auto", the default, runs forward passes in bf16 on CUDA and on
+    CPUs that multiply it in hardware; the released tunings run in float32, which "fp32" gives.
+
     Attributes:
         precision: of matrix products; "auto" is bf16 where the processor has it.
         deterministic: forbid algorithms whose results vary from run to run.

@@ -5,6 +5,8 @@ from collections import Counter
 import pytest
 
 from ppr_core.cli.main import ROOT
+from ppr_core.defenses import Bti
+from ppr_core.defenses.parts.unlearning import Stepping
 from ppr_core.lab import notebooks
 from ppr_core.lab.plan import CLEAN, MEASURES, NEEDED, NO_DEFENSE, Plan
 from ppr_core.lab.study import Study
@@ -69,6 +71,23 @@ def test_a_figure_costs_only_its_own_measures_after_its_table(name, costs, first
         count, kind = costs.split()[:2]
         assert new[kind.removesuffix("s")] == int(count)
         assert not set(new) & {"clean", "backdoored", "prepared", "inverted", "query"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_bti_trains_its_generator_in_every_round_as_its_own_code_does(path):
+    defenses = load(path.stem).defenses.values()
+    sources = [method.inversion for method in defenses if isinstance(method, Bti)]
+    assert all(source.regenerate_each_round for source in sources)
+
+
+@pytest.mark.parametrize("name", ["demo", "cifar10_small", "defenses"])
+def test_the_small_studies_keep_pam_s_first_generator_as_the_released_code_does(name):
+    defenses = load(name).defenses
+    stepping = [method for method in defenses.values() if isinstance(method, Stepping)]
+    assert stepping
+    assert not any(method.inversion.regenerate_each_round for method in stepping)
+    found = defenses["bti"].preparation()
+    assert all(method.preparation() == found for method in stepping), "the first round is shared"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -1,5 +1,6 @@
 """Fine-Pruning: prune what clean images leave asleep, then fine-tune."""
 
+import math
 from collections.abc import Callable
 from typing import ClassVar, Literal
 
@@ -28,10 +29,11 @@ class FinePruning(Defense):
     Differs from the paper: the units are the inputs of the last linear layer, as in BackdoorBench;
     the channels of the last convolution are an option.
 
-    Differs from the authors' code: BackdoorBench measures accuracy on the test set, and lets the
-    step stand that loses too much.
+    Differs from the authors' code: BackdoorBench measures accuracy on the test set, lets the step
+    stand that loses too much, and prunes one unit fewer than it counts.
     """
 
+    version: ClassVar[int] = 2
     source: ClassVar[str] = "Liu et al. 2018, arXiv:1805.12185"
     privileges: ClassVar[str] = "none; with select oracle_c_acc: test C-Acc"
 
@@ -82,7 +84,7 @@ class FinePruning(Defense):
         """
         judge = self._judge(validation, score)
         order = self.activity(model, data).argsort()
-        chunk, pruned, start = max(1, round(self.step_share * len(order))), 0, snapshot(model)
+        chunk, pruned, start = math.ceil(self.step_share * len(order)), 0, snapshot(model)
         floor = (1 - self.max_loss) * judge(model)
         for count in range(chunk, len(order), chunk):
             self.silence(model, order[:count])

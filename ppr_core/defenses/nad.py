@@ -23,7 +23,9 @@ class Nad(Defense):
     """Fine-tune a teacher, then the model itself towards the teacher's attention in each stage.
 
     Differs from the authors' code: one forward pass gives all stages, where BackdoorBench runs a
-    network cut short for each.
+    network cut short for each. Its cuts count the final pooling, whose attention is 1 everywhere,
+    as the last stage: the weights 500 and 1000 fall to the two before it, and for ResNet-18, with
+    the last weight alone, none is left. Here the weights are those of the last three stages.
     """
 
     source: ClassVar[str] = "Li et al. 2021, arXiv:2101.05930, sec. 3"

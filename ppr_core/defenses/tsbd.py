@@ -30,6 +30,7 @@ class Tsbd(Defense):
     a further one after it; tuning takes 20 epochs, where theirs takes one more than it says.
     """
 
+    version: ClassVar[int] = 2
     source: ClassVar[str] = "Lin et al. 2024, arXiv:2405.20291"
 
     forgetting: Schedule = Field(FORGET, description="ascent on the clean loss, at the most")
@@ -135,15 +136,16 @@ def reset(model: nn.Module, changes: Mapping[str, Tensor], n: float, m: float) -
     Args:
         model: changed in place; biases and batch norm stay.
         changes: of each weight, from `weight_changes`.
-        n: share of the neurons, which are ranked over all layers by the sum of their changes.
+        n: share of the neurons, which are ranked over all layers by the sum of their changes;
+            their number is rounded down, as that of the weights is.
         m: share of the pooled weights of these neurons.
     """
     sums = torch.cat([change.sum(1) for change in changes.values()])
     chosen = torch.zeros_like(sums, dtype=torch.bool)
-    chosen[sums.argsort(descending=True)[: round(n * len(sums))]] = True
+    chosen[sums.argsort(descending=True)[: int(n * len(sums))]] = True
     neurons = dict(zip(changes, chosen.split([len(c) for c in changes.values()]), strict=True))
     pooled = torch.cat([change[neurons[name]].flatten() for name, change in changes.items()])
-    count = round(m * len(pooled))
+    count = int(m * len(pooled))
     zeroed = torch.zeros_like(pooled, dtype=torch.bool)
     zeroed[pooled.argsort(descending=True)[:count]] = True
     sizes = [int(neurons[name].sum()) * change.shape[1] for name, change in changes.items()]

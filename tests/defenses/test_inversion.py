@@ -458,6 +458,18 @@ def test_bti_tunes_for_labels_and_for_features_that_stay(model, data, found):
     assert int(outcome.model.backbone[1].num_batches_tracked) == 2
 
 
+def test_bti_passes_plain_images_first_as_its_statistics_tell(model, data):
+    """Two updates of rate 0.1, from m: 0.81 m + 0.09 plain + 0.1 mixed."""
+    model.double().train()
+    images, layer = to_float(data.images).double(), model.backbone[1]
+    layer.running_mean.fill_(1.0)
+    brighter = 1 - images
+    means = [model.backbone[0](model.normalise(x)).mean((0, 2, 3)) for x in (images, brighter)]
+    Bti().hooks(model, lambda x, y: (1 - x, y))["loss"](images, data.labels)
+    expected = 0.81 + 0.09 * means[0] + 0.1 * means[1]
+    torch.testing.assert_close(layer.running_mean, expected)
+
+
 def test_one_preparation_serves_all_three(model, data):
     methods = [cls(inversion=SMALL) for cls in (Bti, BtiSam, Pam)]
     methods += [Pam(inversion=SMALL, rho=0.9), Pam(inversion=SMALL, rounds=1, bn="recalibrate")]

@@ -12,7 +12,10 @@ CENTRE, SPREAD = 0.5, 0.25  # of pixels, as the networks take them
 class TriggerNetworks(nn.Module):
     """A pattern network, and a mask network that is trained before it.
 
-    Source: Nguyen and Tran 2020, arXiv:2010.08138, as BackdoorBench builds them.
+    Source: Nguyen and Tran 2020, arXiv:2010.08138, with the layers of the authors' release.
+
+    Differs from the authors' code: BackdoorBench's copy of them applies tanh twice, which holds
+    masks and patterns between 0.12 and 0.88; here, as in the release, it is applied once.
     """
 
     def __init__(self, width: int) -> None:

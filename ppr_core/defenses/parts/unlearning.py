@@ -149,7 +149,9 @@ class Unlearning(Defense):
 def triggered_first(images: Tensor, reverse: Change, share: float) -> Tensor:
     """Return a batch whose first int(share * B + 1) images are triggered.
 
-    A shuffled batch is in random order, so that the first are as good as any others.
+    A shuffled batch is in random order: the first are as good as any others.
+
+    Differs from the authors' code: theirs draws their places in the batch.
     """
     count = int(share * len(images) + 1)
     with torch.no_grad(), autocast(images.device):

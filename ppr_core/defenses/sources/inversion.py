@@ -69,7 +69,9 @@ class Inversion(TriggerSource):
         False, description="keep the generator of the epoch that moved backdoor features most"
     )
     regenerate_each_round: bool = Field(
-        True, description="train the generator in every round; off: what the released code does"
+        True,
+        description="train the generator in every round, as BTI's released code does; off: keep "
+        "the first round's, as the released PAM and BTI+SAM do",
     )
     early_stop: bool = Field(False, description="stop when a later round finds another label")
 
@@ -88,8 +90,10 @@ class Inversion(TriggerSource):
     ) -> dict[str, Tensor]:
         """Decouple, train the generator, and let the images vote for the target label.
 
-        Differs from the authors' code: the generator is trained in later rounds as well, unless
-        `regenerate_each_round` is off; a leftover switch keeps theirs as it is after the first.
+        The generator is trained in later rounds as well, as in BTI's own code.
+
+        Differs from the authors' code: that of PAM and BTI+SAM keeps the first round's generator,
+        by a leftover switch; turn `regenerate_each_round` off for it.
         """
         frozen = clone(model).eval().requires_grad_(False)
         generator = fresh(self.width, data.images.shape[1], fork(rng, "generator"), data.device)
