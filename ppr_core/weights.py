@@ -135,12 +135,7 @@ def read(path: Path, model: nn.Module) -> State:
     for prefix in ("module.", "model."):
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     own = model.state_dict()
-    for theirs, ours in _published(model).items():
-        state = {
-            ours + n.removeprefix(theirs) if n.startswith(theirs) else n: t
-            for n, t in state.items()
-        }
-    state = {name.replace(".shortcut.", ".downsample."): t for name, t in state.items()}
+    state = {renamed(name, own, model): tensor for name, tensor in state.items()}
     fixed = {name: t for name, t in own.items() if name.startswith("normalise.")}
     state = {**fixed, **state}
     try:
@@ -150,8 +145,22 @@ def read(path: Path, model: nn.Module) -> State:
     return state
 
 
+def renamed(name: str, own: Mapping[str, Tensor], model: nn.Module) -> str:
+    """Return this project's name for a weight; the longest beginning that is known decides."""
+    if name in own:
+        return name
+    published = _published(model)
+    known = [theirs for theirs in published if name.startswith(theirs)]
+    if known:
+        theirs = max(known, key=len)
+        name = published[theirs] + name.removeprefix(theirs)
+    return name.replace(".shortcut.", ".downsample.")
+
+
 def _published(model: nn.Module) -> dict[str, str]:
     """Return torchvision's names for the parts of a classifier, with this project's."""
+    if model.published:
+        return model.published
     names = {"fc.": "linear.", "classifier.": "linear.", "features.": "backbone."}
     stages = 0
     for index, part in model.backbone.named_children():

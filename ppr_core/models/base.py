@@ -220,6 +220,15 @@ def check_same_shapes(got: Mapping[str, Tensor], expected: Mapping[str, Tensor])
         )
 
 
+def comparable(model: nn.Module) -> list[tuple[str, nn.modules.batchnorm._BatchNorm]]:
+    """Return the batch-norm layers by name whose statistics and weights can be read."""
+    return [
+        (name, layer)
+        for name, layer in batch_norms(model)
+        if layer.affine and layer.track_running_stats
+    ]
+
+
 def normalised_convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d, nn.BatchNorm2d]]:
     """Yield each batch norm that stands right behind a convolution: (its name, both layers).
 
@@ -251,4 +260,5 @@ def logits_of(model: nn.Module, normalised: Tensor) -> Tensor:
 
 def features_of(model: nn.Module, normalised: Tensor) -> Tensor:
     """Return the features of what `normalise_of(model)` gave."""
-    return model.features_of(normalised) if isinstance(model, Network) else model.features(normalised)
+    own = isinstance(model, Network)
+    return model.features_of(normalised) if own else model.features(normalised)

@@ -1,4 +1,4 @@
-"""What a method can need of a model, by name: so that a list shows it, and a study refuses early."""
+"""What a method can need of a model, by name: lists show it, and a study refuses early."""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -7,7 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from ppr_core.errors import need
-from ppr_core.models.base import Network, batch_norms, convolutions, normalised_convolutions
+from ppr_core.models.base import (
+    Network,
+    batch_norms,
+    comparable,
+    convolutions,
+    normalised_convolutions,
+)
 
 
 class Need(NamedTuple):
@@ -36,11 +42,8 @@ NEEDS: dict[str, Need] = {
     "linear": Need(lambda model: isinstance(getattr(model, "linear", None), nn.Linear), NAME),
     "backbone": Need(_part("backbone"), NAME),
     "convolutions": Need(_any(convolutions), OTHER),
-    "batch norm": Need(_any(lambda model: (n for n, m in batch_norms(model) if m.affine)), OTHER),
-    "batch norm with statistics": Need(
-        _any(lambda model: (n for n, m in batch_norms(model) if m.affine and m.track_running_stats)),
-        OTHER,
-    ),
+    "batch norm": Need(_any(lambda model: [m for _, m in batch_norms(model) if m.affine]), OTHER),
+    "batch norm with statistics": Need(_any(comparable), OTHER),
     "batch norm right behind convolutions": Need(_any(normalised_convolutions), OTHER),
 }
 

@@ -3,13 +3,13 @@
 import inspect
 from typing import Any, ClassVar, Self
 
-import torch
 from pydantic import model_validator
 from torch import nn
 
 from ppr_core.config import Field, code_digest, load_own
 from ppr_core.errors import need
 from ppr_core.models.base import PIXELS, Architecture, Network
+from ppr_core.models.pretrained import need_stats
 from ppr_core.models.wrap import wrap
 
 
@@ -34,38 +34,26 @@ class Own(Architecture):
 
     def make(self, num_classes: int) -> Network:
         """Call it, with num_classes where it takes that, and find features and head."""
-        call, given = load_own(self.path, "model"), dict(self.arguments)
+        call, arguments = load_own(self.path, "model"), dict(self.arguments)
         kinds = inspect.signature(call).parameters
         if "num_classes" in kinds or any(p.kind is p.VAR_KEYWORD for p in kinds.values()):
-            given.setdefault("num_classes", num_classes)
-        module = call(**given)
+            arguments.setdefault("num_classes", num_classes)
+        module = call(**arguments)
         need(
             isinstance(module, nn.Module),
             f"expected an nn.Module from {self.path}, got {type(module).__name__}",
         )
         stats = (self.mean, self.std) if self.mean else PIXELS
-        model = wrap(module, stats=stats, size=self.size, head=self.head)
-        channels = len(stats[0]) if len(stats[0]) > 1 else 3
-        device, side = next(model.parameters()).device, self.size or 32
-        with torch.no_grad():
-            modes = model.training
-            got = model.eval()(torch.zeros(1, channels, side, side, device=device)).shape[1]
-            model.train(modes)
-        need(
-            got == num_classes,
-            f"expected {num_classes} classes, as the data have, from {self.path}, got {got}; let "
-            "it take num_classes, or set arguments",
-        )
-        return model
+        given = {"size": self.size, "head": self.head, "num_classes": num_classes}
+        return wrap(module, stats=stats, **given)
+
+    def skeleton(self, num_classes: int) -> Network:
+        """Return the classifier without memory, or with it where its code does not allow that."""
+        try:
+            return super().skeleton(num_classes)
+        except (NotImplementedError, RuntimeError):
+            return self.build(num_classes, seed=0)
 
     def own_code(self) -> str | None:
         """Return a digest of the file that the callable comes from."""
         return code_digest(load_own(self.path, "model"))
-
-
-def need_stats(mean: list[float] | None, std: list[float] | None) -> None:
-    """Raise ConfigError unless mean and spread fit each other."""
-    need(
-        len(mean or []) == len(std or []) and all(value > 0 for value in std or []),
-        f"expected mean and std of one length, std above 0, got {mean} and {std}",
-    )

@@ -1,5 +1,6 @@
 """Take any nn.Module as a classifier: find where its features end and its head begins."""
 
+import contextlib
 import copy
 from collections.abc import Iterator
 
@@ -34,6 +35,7 @@ def wrap(
     size: int | None = None,
     head: str = "",
     side: int = 32,
+    num_classes: int | None = None,
 ) -> Network:
     """Return a classifier of a copy of any module that maps images to logits.
 
@@ -48,22 +50,25 @@ def wrap(
         size: side that images are resized to, pixels.
         head: name of the last layer, where it is not the last nn.Linear that runs.
         side: of the noise that it is tried on, pixels, where `size` is not given.
+        num_classes: how many it must tell apart; none: as many as it does.
 
     Raises:
         ConfigError: it cannot take such images, or `head` is no nn.Linear of it.
     """
     if isinstance(module, Network):
         return module
-    module = copy.deepcopy(module)
-    modes = {name: part.training for name, part in module.named_modules()}
-    module.eval()
+    module, mode = copy.deepcopy(module).eval(), module.training
     parameter = next(module.parameters(), None)
     need(parameter is not None, f"expected a model with weights, got a {type(module).__name__}")
-    channels = len(stats[0]) if len(stats[0]) > 1 else 3
-    drawn = torch.rand(2, channels, *2 * [size or side], generator=torch.Generator().manual_seed(0),
-                       device="cpu")
+    shape = (2, max(3, len(stats[0])), *2 * [size or side])
+    drawn = torch.rand(shape, generator=torch.Generator().manual_seed(0), device="cpu")
     probe = drawn.to(parameter.device)
     last, answer = _run(module, probe)
+    need(
+        num_classes in (None, answer.shape[1]),
+        f"expected {num_classes} classes, as the data have, from {type(module).__name__}, got "
+        f"{answer.shape[1]}",
+    )
     if head:
         parts = dict(module.named_modules())
         need(
@@ -78,9 +83,7 @@ def wrap(
             model = Capped(backbone, top, last=own, stats=stats, size=size)
             model.published = _names(module, model, last)
             break
-    for name, part in module.named_modules():  # those parts are in the new model, too
-        part.train(modes.get(name, True)) if not list(part.children()) else None
-    return model.train(modes[""])
+    return model.train(mode)
 
 
 def _run(module: nn.Module, probe: Tensor) -> tuple[str, Tensor]:
@@ -119,10 +122,8 @@ def _cuts(
     """Yield ways to cut: backbone, head, and the last layer's name in the head; best first."""
     if not last:
         return
-    try:
+    with contextlib.suppress(Exception):  # tracing runs foreign code, and may fail in any way
         yield *_traced(module, probe, last), last
-    except Exception:  # noqa: S110 (tracing runs foreign code, and may fail in any way)
-        pass
     net = copy.deepcopy(module)
     parent, _, child = last.rpartition(".")
     top = nn.Sequential(net.get_submodule(last))
@@ -227,6 +228,7 @@ def _names(module: nn.Module, model: Capped, last: str) -> dict[str, str]:
     own, names = set(model.state_dict()), {}
     for name in module.state_dict():
         short = f"top.0.{name.rpartition('.')[2]}" if name.startswith(f"{last}.") else ""
-        found = [n for n in (f"backbone.{name}", f"top.{name}", short) if n in own]
-        names |= {name: n for n in found[:1]}
+        for there in (f"backbone.{name}", f"top.{name}", short):
+            if there in own:
+                names[name] = there
     return names
