@@ -1,9 +1,15 @@
 """Settings: strict, frozen, declared once."""
 
 import hashlib
+import importlib
+import importlib.util
+import inspect
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar, Self
 
 import torch
@@ -12,7 +18,9 @@ from pydantic_core import PydanticUndefined
 
 from ppr_core.errors import ConfigError, need
 
-__all__ = ["Field", "Settings", "derive", "digest", "from_registry"]
+__all__ = ["Field", "Settings", "derive", "digest", "from_registry", "load_own"]
+
+FILES = "ppr_own_"  # modules made from a user's files are called this, and a digest of the path
 
 
 class Settings(BaseModel):
@@ -52,6 +60,32 @@ class Settings(BaseModel):
             nested = isinstance(old, Settings) and isinstance(value, Mapping)
             values[name] = old.replace(**value) if nested else value
         return type(self)(**values)
+
+    @classmethod
+    def adopt(cls, path: str, found: Any, values: Mapping[str, Any]) -> Self:
+        """Make settings of this kind from a user's object that is no subclass of this class.
+
+        Args:
+            path: where the user keeps it, `module:name` or `file.py:name`.
+            found: the object.
+            values: the settings given with it.
+
+        Raises:
+            ConfigError: this kind takes subclasses only.
+        """
+        raise ConfigError(f"expected {path} to be a subclass of {cls.__name__}, got {found!r}")
+
+    def own_code(self) -> str | None:
+        """Return a digest of the user's code that this runs: its version; None in this package."""
+        return code_digest(type(self))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle an object of a user's file by that file: no other process knows its module."""
+        module = sys.modules[type(self).__module__]
+        if not module.__name__.startswith(FILES):
+            return super().__reduce_ex__(protocol)
+        values = {name: getattr(self, name) for name in self.model_fields_set}
+        return _again, (f"{module.__file__}:{type(self).__qualname__}", values)
 
     def flat(self) -> dict[str, Any]:
         """Return every setting under its dotted name, for tables and tracked parameters."""
@@ -122,7 +156,10 @@ def unknown(what: str, got: str, known: Iterable[str]) -> str:
 
 
 def from_registry(registry: Mapping[str, type], spec: str | Mapping[str, Any], what: str) -> Any:
-    """Build the registered class that `spec` names: "name" or {"name": ..., overrides}.
+    """Build what `spec` names: "name" or {"name": ..., overrides}.
+
+    A name with a colon is a user's own, `module:Class` or `file.py:Class`: a subclass of what the
+    registered classes have in common, or whatever that class adopts.
 
     Raises:
         ConfigError: unknown name, unknown setting, wrong type, or out of range.
@@ -130,8 +167,65 @@ def from_registry(registry: Mapping[str, type], spec: str | Mapping[str, Any], w
     values = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = values.pop("name", None)
     need(isinstance(name, str), f"expected a {what} name in {spec!r}; known: {sorted(registry)}")
+    if ":" in name:
+        found, base = load_own(name, what), _base(registry)
+        own = isinstance(found, type) and issubclass(found, base)
+        return found(**values) if own else base.adopt(name, found, values)
     need(name in registry, unknown(what, name, registry))
     return registry[name](**values)
+
+
+def load_own(path: str, what: str) -> Any:
+    """Import a user's own object from `module:name` or `file.py:name`; a file is run once.
+
+    Raises:
+        ConfigError: it cannot be imported, or has no such name.
+    """
+    place, _, name = path.rpartition(":")
+    form = f"expected a {what} at {path} (module:Class or file.py:Class, importable from here)"
+    need(place and name, f"{form}, got an empty name")
+    try:
+        module = _from_file(place) if place.endswith(".py") else importlib.import_module(place)
+        found: Any = module
+        for part in name.split("."):
+            found = getattr(found, part)
+    except Exception as error:  # whatever the user's code raises
+        raise ConfigError(f"{form}, got {type(error).__name__}: {error}") from None
+    return found
+
+
+def code_digest(user_object: Any) -> str | None:
+    """Return a digest of the module that an object comes from; None for this package's own."""
+    module = inspect.getmodule(user_object)
+    if module is None or module.__name__.split(".")[0] == __package__:
+        return None
+    return digest(inspect.getsource(module))
+
+
+def _from_file(file: str) -> ModuleType:
+    path = Path(file).expanduser().resolve()
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    name = FILES + digest(str(path))[:16]
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+def _base(registry: Mapping[str, type]) -> type[Settings]:
+    """Return the nearest class that all registered ones descend from."""
+    first, *others = registry.values()
+    return next(c for c in first.__mro__ if all(issubclass(other, c) for other in others))
+
+
+def _again(path: str, values: dict[str, Any]) -> Any:
+    return load_own(path, "class")(**values)
 
 
 def digest(value: Any) -> str:

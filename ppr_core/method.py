@@ -16,7 +16,8 @@ from ppr_core.config import Settings
 from ppr_core.data.images import ImageSet
 from ppr_core.errors import DataError, need
 from ppr_core.models.base import clone
-from ppr_core.runtime import Cost, Record, counted, seed_of
+from ppr_core.models.needs import need_all, need_true_cut
+from ppr_core.runtime import Cost, Record, counted, seed_of, seeded
 
 
 @dataclass
@@ -48,6 +49,7 @@ class Method(Settings):
 
     version: ClassVar[int] = 1  # raise it when results change: cached stages are then recomputed
     privileges: ClassVar[str] = "none"  # the information used besides model and clean reserve
+    needs: ClassVar[tuple[str, ...]] = ()  # of the model, besides forward and parameters
 
     @property
     def oracle(self) -> bool:
@@ -58,8 +60,18 @@ class Method(Settings):
         """Do the work on a model that may be changed."""
         raise NotImplementedError(f"{type(self).__name__}.run")
 
+    def needed(self) -> tuple[str, ...]:
+        """Return what, so configured, it needs of a model: keys of `models.needs.NEEDS`."""
+        return self.needs
+
     def check(self, model: nn.Module, data: ImageSet) -> None:
-        """Raise ConfigError or DataError at once where this method cannot serve model or data."""
+        """Raise ConfigError or DataError at once where this method cannot serve model or data.
+
+        The model may lie on the meta device (`Architecture.skeleton`), before anything runs.
+        """
+        need_all(model, self.needed(), type(self).__name__)
+        if "features and head" in self.needed():
+            need_true_cut(model, data.images[:2].float() / 255)
 
     @final
     def __call__(
@@ -84,7 +96,8 @@ class Method(Settings):
         need(data.device == device, f"expected data on {device}, got {data.device}", DataError)
         self.check(model, data)
         copy, cost = clone(model), Cost()
-        with measuring(copy, cost):
+        # Dropout draws from the global generator: it, too, shall follow this method's own.
+        with measuring(copy, cost), seeded(seed_of(rng, "layers")):
             outcome = self.run(copy, data, rng=rng, **named)
         outcome.cost = cost
         outcome.model.eval().requires_grad_(True)

@@ -1,7 +1,15 @@
+import copy
+import pickle
+import subprocess
+import sys
+
 import pytest
 import torch
 
+from ppr_core.attacks import ATTACKS
 from ppr_core.config import Field, Settings, derive, digest, from_registry
+from ppr_core.data import DATASETS, load
+from ppr_core.defenses import DEFENSES
 from ppr_core.errors import ConfigError
 from ppr_core.lab.study import Study
 
@@ -110,3 +118,91 @@ def test_a_study_may_change_another(tmp_path):
     (tmp_path / "third.yaml").write_text("base: none.yaml\nname: third\n")
     with pytest.raises(ConfigError, match="no such file"):
         Study.load(tmp_path / "third.yaml")
+
+
+# -- a user's own ----------------------------------------------------------------------------------
+
+OWN = """
+from ppr_core.attacks import Attack
+from ppr_core.config import Field
+from ppr_core.data import Dataset, Split
+from ppr_core.data.images import ImageSet
+from ppr_core.defenses import Defense
+import torch
+
+class MyAttack(Attack):
+    pass
+
+class MyDefense(Defense):
+    strength: int = Field(1, ge=0, description="of it")
+
+class MyData(Dataset):
+    shade: int = Field(7, description="grey level")
+
+    def load(self, root):
+        return Split(self.part(), self.part())
+
+    def part(self):
+        images = torch.full((4, 3, 8, 8), self.shade, dtype=torch.uint8)
+        return ImageSet(images, torch.arange(4) % 2, ("a", "b"))
+
+thing = 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    (tmp_path / "MyMethods.py").write_text(OWN)
+    (tmp_path / "broken.py").write_text("import torch\nnonsense()\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("place", ["MyMethods", "MyMethods.py"])
+def test_a_users_own_class_is_named_where_it_lies(own, place):
+    attack = from_registry(ATTACKS, {"name": f"{place}:MyAttack", "target": 3}, "attack")
+    assert (type(attack).__name__, attack.target) == ("MyAttack", 3)
+    defense = from_registry(DEFENSES, {"name": f"{place}:MyDefense", "strength": 2}, "defense")
+    assert (defense.strength, from_registry(DEFENSES, "ft", "defense").own_code()) == (2, None)
+    assert len(defense.own_code()) == 64
+    with pytest.raises(ConfigError, match="did you mean 'strength'"):
+        from_registry(DEFENSES, {"name": f"{place}:MyDefense", "strengt": 2}, "defense")
+    data = load({"name": f"{place}:MyData", "shade": 9}, own)
+    assert data.train.images.unique().tolist() == [9]
+    (cached,) = (own / "cache").glob("*")
+    assert cached.name.startswith("MyData-")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("no.such:Thing", "No module named 'no'"),
+        ("none.py:Thing", "no file .*none.py"),
+        ("MyMethods.py:Other", "no attribute 'Other'"),
+        ("MyMethods.py:thing", "expected MyMethods.py:thing to be a subclass of Defense, got 3"),
+        ("MyMethods.py:MyAttack", "to be a subclass of Defense"),
+        ("broken.py:Thing", "got NameError: name 'nonsense' is not defined"),
+        (":Thing", "got an empty name"),
+    ],
+)
+def test_a_users_own_that_cannot_be_had_says_why(own, path, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        from_registry(DEFENSES, path, "defense")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_users_own_reaches_another_process_and_stays_one_class(own):
+    defense = from_registry(DEFENSES, {"name": "MyMethods.py:MyDefense", "strength": 4}, "defense")
+    assert pickle.loads(pickle.dumps(defense)) == copy.deepcopy(defense) == defense
+    (own / "sent").write_bytes(pickle.dumps({"method": defense}))
+    code = "import pickle; print(pickle.load(open('sent', 'rb'))['method'].strength)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=own)
+    assert done.stdout.strip() == "4", done.stderr
+
+
+def test_other_settings_are_pickled_as_ever():
+    outer = Outer(inner={"steps": 9})
+    assert pickle.loads(pickle.dumps(outer)) == outer
+    assert pickle.loads(pickle.dumps(outer)).model_fields_set == {"inner"}
+    assert DATASETS["shapes"]().own_code() is None

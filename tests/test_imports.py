@@ -21,6 +21,7 @@ CORE = [
     "weights",
     "method",
     "attacks",
+    "checkpoints",
     "defenses",
     "reactivation",
     "connectivity",

@@ -17,7 +17,7 @@ from ppr_core.defenses.parts.selection import need_validation
 from ppr_core.errors import need
 from ppr_core.method import Outcome, fork
 from ppr_core.metrics import EVAL_BATCH, clean_accuracy, evaluating
-from ppr_core.models.base import convolutions, need_parts
+from ppr_core.models.base import convolutions
 from ppr_core.runtime import autocast
 from ppr_core.training.fit import Schedule, fit
 from ppr_core.weights import snapshot
@@ -35,6 +35,7 @@ class FinePruning(Defense):
 
     version: ClassVar[int] = 2
     source: ClassVar[str] = "Liu et al. 2018, arXiv:1805.12185"
+    needs: ClassVar[tuple[str, ...]] = ("linear",)
     privileges: ClassVar[str] = "none; with select oracle_c_acc: test C-Acc"
 
     where: Literal["linear_in", "last_conv"] = Field(
@@ -52,13 +53,9 @@ class FinePruning(Defense):
         """Only where pruning stops by test accuracy."""
         return self.select == "oracle_c_acc"
 
-    def check(self, model: nn.Module, data: ImageSet) -> None:
-        """Raise ConfigError for a model without the layer that is pruned."""
-        need_parts(model, "linear")
-        need(
-            self.where == "linear_in" or any(True for _ in convolutions(model)),
-            "expected a model with a convolution, got one without; set where: linear_in",
-        )
+    def needed(self) -> tuple[str, ...]:
+        """Return the layer that is pruned."""
+        return self.needs if self.where == "linear_in" else ("convolutions",)
 
     def run(
         self,

@@ -12,7 +12,6 @@ from ppr_core.defenses.base import Defense
 from ppr_core.defenses.finetune import draw_head, keep_norm
 from ppr_core.defenses.parts.selection import strongest
 from ppr_core.method import Outcome, fork
-from ppr_core.models.base import need_parts
 from ppr_core.runtime import Record
 from ppr_core.training.fit import Loss, Schedule, fit
 
@@ -28,6 +27,7 @@ class Fst(Defense):
     """
 
     source: ClassVar[str] = "Min et al. 2023, arXiv:2310.01875, alg. 1; Min et al. 2024, sec. B.2"
+    needs: ClassVar[tuple[str, ...]] = ("linear",)
 
     alpha: float = Field(0.1, ge=0, description="weight of the penalty")
     alpha_grid: list[Annotated[float, Field(ge=0)]] = Field(
@@ -40,10 +40,6 @@ class Fst(Defense):
         None, ge=0, le=100, description="validation accuracy to keep instead, percent; none: a drop"
     )
     schedule: Schedule = Field(Schedule(epochs=10, lr=0.01, decay="cosine"), description="tuning")
-
-    def check(self, model: nn.Module, data: ImageSet) -> None:
-        """Raise ConfigError for a model whose head has no name."""
-        need_parts(model, "linear")
 
     def run(
         self,

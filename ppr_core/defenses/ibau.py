@@ -12,7 +12,7 @@ from ppr_core.config import Field
 from ppr_core.data.images import ImageSet, augmented, to_float
 from ppr_core.defenses.base import Defense
 from ppr_core.method import Outcome, fork
-from ppr_core.models.base import need_parts
+from ppr_core.models.base import logits_of, normalise_of
 from ppr_core.training.fit import Schedule, fit
 
 TUNING = Schedule(epochs=20, optimizer="adam", lr=1e-4, amsgrad=True, batch_size=256)
@@ -39,10 +39,6 @@ class IBau(Defense):
         True, description="perturb an image also where the portion rounds down to none"
     )
     schedule: Schedule = Field(TUNING, description="of the weights; an epoch is a round")
-
-    def check(self, model: nn.Module, data: ImageSet) -> None:
-        """Raise ConfigError for a model whose normalised images cannot be shifted."""
-        need_parts(model, "normalise", "features_of", "head")
 
     def run(self, model: nn.Module, data: ImageSet, *, rng: torch.Generator) -> Outcome:
         """Alternate one pass for the perturbation and one for the weights."""
@@ -125,7 +121,7 @@ class IBau(Defense):
 
 def shifted(model: nn.Module, images: Tensor, by: Tensor) -> Tensor:
     """Return the logits of images (pixels in [0, 1]) that are shifted in normalised space."""
-    return model.head(model.features_of(model.normalise(images) + by))
+    return logits_of(model, normalise_of(model)(images) + by)
 
 
 def hypergradient(

@@ -13,7 +13,7 @@ from ppr_core.defenses.base import Defense
 from ppr_core.defenses.parts.hooks import watching
 from ppr_core.errors import need
 from ppr_core.method import Outcome, fork
-from ppr_core.models.base import clone, need_parts
+from ppr_core.models.base import clone
 from ppr_core.training.fit import Schedule, fit
 
 TUNING = Schedule(epochs=10, lr=0.01, weight_decay=5e-4, batch_size=256)
@@ -29,6 +29,7 @@ class Nad(Defense):
     """
 
     source: ClassVar[str] = "Li et al. 2021, arXiv:2101.05930, sec. 3"
+    needs: ClassVar[tuple[str, ...]] = ("backbone",)
 
     betas: list[Annotated[float, Field(ge=0)]] = Field(
         [500.0, 1000.0, 1000.0],
@@ -40,7 +41,7 @@ class Nad(Defense):
 
     def check(self, model: nn.Module, data: ImageSet) -> None:
         """Raise ConfigError for a model of fewer stages than there are weights."""
-        need_parts(model, "backbone")
+        super().check(model, data)
         count = len(stages(model))
         need(
             count >= len(self.betas),

@@ -11,7 +11,6 @@ from ppr_core.data.images import ImageSet
 from ppr_core.defenses.base import Defense
 from ppr_core.errors import need
 from ppr_core.method import Outcome, fork
-from ppr_core.models.base import need_parts
 from ppr_core.training.fit import Loss, Schedule, fit
 
 WARM_UP = Schedule(epochs=5, lr=1e-4, momentum=0.0, crop=0, flip=False)
@@ -30,6 +29,7 @@ class Npd(Defense):
 
     version: ClassVar[int] = 2
     source: ClassVar[str] = "Zhu et al. 2023, arXiv:2306.16697"
+    needs: ClassVar[tuple[str, ...]] = ("backbone",)
 
     radius: float = Field(3.0, ge=0, description="of a perturbation, L2, pixels in [0, 1]")
     step_size: float = Field(0.1, ge=0, description="of each of its sign steps")
@@ -43,7 +43,7 @@ class Npd(Defense):
 
     def check(self, model: nn.Module, data: ImageSet) -> None:
         """Raise ConfigError for a model without the place that the layer goes to."""
-        need_parts(model, "backbone")
+        super().check(model, data)
         need(
             last_block(model) is not None,
             "Npd filters what enters the last block: expected a backbone with blocks whose first "

@@ -13,7 +13,7 @@ from ppr_core.defenses.parts.forgetting import forget
 from ppr_core.defenses.parts.selection import strongest
 from ppr_core.defenses.parts.sharpness import sam_gradient
 from ppr_core.method import Outcome, fork
-from ppr_core.models.base import clone, convolutions, need_layers
+from ppr_core.models.base import clone, convolutions
 from ppr_core.runtime import Record
 from ppr_core.training.fit import Schedule, fit
 
@@ -32,6 +32,7 @@ class Tsbd(Defense):
 
     version: ClassVar[int] = 2
     source: ClassVar[str] = "Lin et al. 2024, arXiv:2405.20291"
+    needs: ClassVar[tuple[str, ...]] = ("convolutions",)
 
     forgetting: Schedule = Field(FORGET, description="ascent on the clean loss, at the most")
     forgotten: float | None = Field(
@@ -51,10 +52,6 @@ class Tsbd(Defense):
         False, description="measure that distance over all weights; off: tensor by tensor"
     )
     schedule: Schedule = Field(TUNING, description="tuning")
-
-    def check(self, model: nn.Module, data: ImageSet) -> None:
-        """Raise ConfigError for a model without convolutions, whose channels are the neurons."""
-        need_layers(convolutions(model), "Tsbd resets channels of convolutions", "some")
 
     def run(
         self,

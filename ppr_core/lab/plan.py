@@ -1,7 +1,6 @@
 """The stage graph of a study: what depends on what, each stage with its content key."""
 
 import hashlib
-import importlib
 import inspect
 import json
 from collections.abc import Iterator, Mapping
@@ -13,11 +12,11 @@ from typing import Any
 import torch
 
 from ppr_core import data as datasets
-from ppr_core.attacks import ATTACKS, Attack, Clean
+from ppr_core.attacks import ATTACKS, Clean
 from ppr_core.config import Settings, digest, from_registry, unknown
 from ppr_core.connectivity import Line
 from ppr_core.data.splits import Reserve, reserve
-from ppr_core.defenses import DEFENSES, Defense, ExactPurification
+from ppr_core.defenses import DEFENSES, ExactPurification
 from ppr_core.errors import CheckpointError, ConfigError, DataError, need
 from ppr_core.lab.study import Study
 from ppr_core.models import MODELS
@@ -540,26 +539,7 @@ def _method(
     """Build the method that a study's label stands for: its own name, or `method: name`."""
     values = dict(settings or {})
     values["name"] = values.pop("method", label)
-    if ":" in str(values["name"]):
-        registry = {values["name"]: _users_own(values["name"], what)}
     try:
         return from_registry(registry, values, what)
     except ConfigError as error:
         raise ConfigError(f"{what} {label}: {error}") from None
-
-
-def _users_own(name: str, what: str) -> type:
-    """Import a method from a user's own file, named `module:Class`."""
-    module, _, cls = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), cls)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"expected a {what} at {name} (module:Class, importable from here), got: {error}"
-        ) from None
-    base = {"defense": Defense, "attack": Attack}[what]
-    need(
-        isinstance(found, type) and issubclass(found, base),
-        f"expected {name} to be a subclass of {base.__name__}, got {found!r}",
-    )
-    return found

@@ -13,7 +13,7 @@ from ppr_core.data.splits import draw
 from ppr_core.errors import CheckpointError, DataError, need
 from ppr_core.method import Method, Outcome, fork
 from ppr_core.metrics import logits
-from ppr_core.models.base import need_parts
+from ppr_core.models.base import normalise_of
 from ppr_core.reactivation.perturbation import EPS, frozen, within
 from ppr_core.runtime import seed_of, seeded
 from ppr_core.training.fit import Schedule, fit
@@ -105,10 +105,6 @@ class Query(Method):
         description="of the generator; images are never augmented",
     )
 
-    def check(self, model: nn.Module, data: ImageSet) -> None:
-        """Raise ConfigError where the model's normalisation cannot be read."""
-        need_parts(model, "normalise")
-
     def run(
         self,
         model: nn.Module,
@@ -147,7 +143,7 @@ class Query(Method):
         pool = draw(data, self.clean, fork(rng, "clean"))
         pool = pool + draw(triggered, self.poisoned, fork(rng, "triggered"))
         with seeded(seed_of(rng, "generator")):
-            pixels, stats = pool.images[:1].numel(), model.normalise
+            pixels, stats = pool.images[:1].numel(), normalise_of(model)
             generator = Generator(pixels, self.width, self.depth, stats.mean, stats.std)
         generator.to(pool.device)
         with frozen(model, surrogate):

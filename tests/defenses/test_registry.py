@@ -28,7 +28,7 @@ from tests.conftest import shrink, tiny_model, tiny_set
 HONEST = {"validation", "state"}
 ORACLE = {"trigger", "score"}
 SCHEDULED = [name for name, cls in DEFENSES.items() if "schedule" in cls.model_fields]
-ANY_MODEL = {"ep", "ft", "ft_sam", "neural_cleanse", "mesa", "sau"}  # need no parts of it
+ANY_MODEL = {"ep", "ft", "ft_sam", "ibau", "neural_cleanse", "mesa", "sau"}  # need no parts of it
 PICKY = set(DEFENSES) - ANY_MODEL
 SIZE = 32  # the trigger generator halves its input four times
 

@@ -62,8 +62,13 @@ class Unlearning(Defense):
         """Whether the source is handed the attacker's trigger."""
         return self.inversion.oracle
 
+    def needed(self) -> tuple[str, ...]:
+        """Return what the way to step and the source need of a model."""
+        return tuple(dict.fromkeys((*self.needs, *self.inversion.needs)))
+
     def check(self, model: nn.Module, data: ImageSet) -> None:
         """Raise ConfigError where the source cannot serve model or data."""
+        super().check(model, data)
         self.inversion.check(model, data)
 
     def preparation(self) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from ppr_core.data.images import ImageSet, to_float
 from ppr_core.metrics import EVAL_BATCH, evaluating
+from ppr_core.models.base import features_of, normalise_of
 from ppr_core.runtime import autocast
 from ppr_core.training.fit import Schedule, fit
 from ppr_core.weights import State, snapshot
@@ -34,11 +35,11 @@ class Pass(NamedTuple):
 
 def passed(reverse: Reverse, frozen: nn.Module, pixels: Tensor) -> Pass:
     """Send pixels through generator and classifier; gradients reach the generator only."""
-    images = frozen.normalise(pixels)
+    images = normalise_of(frozen)(pixels)
     found = reverse(images).float()
     with torch.no_grad():
-        features = frozen.features_of(images)
-    return Pass(images, found, features.float(), frozen.features_of(found).float())
+        features = features_of(frozen, images)
+    return Pass(images, found, features.float(), features_of(frozen, found).float())
 
 
 def mask(logits: Tensor) -> Tensor:
@@ -57,7 +58,7 @@ def decoupled(
 
     def features(pixels: Tensor) -> Tensor:
         with torch.no_grad():
-            return frozen.features_of(frozen.normalise(pixels))
+            return features_of(frozen, normalise_of(frozen)(pixels))
 
     shape = features(to_float(data.images[:1])).shape
     logits = torch.randn(shape, generator=rng).to(data.device).requires_grad_()
@@ -102,9 +103,9 @@ def votes(
     counts = torch.zeros(data.num_classes, dtype=torch.int64, device=data.device)
     with evaluating(model), autocast(data.device):
         for part in data.images.split(EVAL_BATCH):
-            images = model.normalise(to_float(part))
+            images = normalise_of(model)(to_float(part))
             images = images + noise * torch.randn(part.shape, generator=rng).to(images)
-            predicted = model.head(model.features_of(reverse(images))).argmax(1)
+            predicted = model.head(features_of(model, reverse(images))).argmax(1)
             counts += predicted.bincount(minlength=len(counts))
     return counts
 

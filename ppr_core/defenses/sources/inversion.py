@@ -21,7 +21,7 @@ from ppr_core.defenses.sources.decoupling import (
 from ppr_core.defenses.sources.unet import MULTIPLE, fresh, load, load_slots, saved
 from ppr_core.errors import need
 from ppr_core.method import fork
-from ppr_core.models.base import clone, need_parts
+from ppr_core.models.base import clone, normalise_of
 from ppr_core.training.fit import Schedule, fit, make_optimizer
 
 EXTREME = 0.05  # a mask whose mean is this near to 0 or 1 no longer tells features apart
@@ -39,6 +39,7 @@ class Inversion(TriggerSource):
     """
 
     source: ClassVar[str] = "Xu et al. 2024, ICLR, OpenReview Tw9wemV6cb (BTI-DBF)"
+    needs: ClassVar[tuple[str, ...]] = ("features and head",)
     capturable: ClassVar[bool] = True
     later: ClassVar[frozenset[str]] = frozenset({"regenerate_each_round", "early_stop"})
 
@@ -83,7 +84,6 @@ class Inversion(TriggerSource):
             f"expected images whose sides are divisible by {MULTIPLE}, as the generator halves "
             f"them four times, got {height}x{width}; resize the data set",
         )
-        need_parts(model, "normalise", "features_of", "head")
 
     def invert(
         self, model: nn.Module, data: ImageSet, *, rng: torch.Generator, state: State
@@ -122,7 +122,8 @@ class Inversion(TriggerSource):
         device, channels = next(model.parameters()).device, len(state["generator.out.bias"])
         generator = fresh(self.width, channels, torch.Generator(), device)
         reverse = self.reverse(load(generator, state), model)
-        return lambda pixels: model.normalise.inverse(reverse(model.normalise(pixels)).float())
+        normalise = normalise_of(model)
+        return lambda pixels: normalise.inverse(reverse(normalise(pixels)).float())
 
     def findings(self, state: State) -> dict[str, Any]:
         """Return the label, its share of the votes, the mask's mean, and doubts about them."""
@@ -140,7 +141,7 @@ class Inversion(TriggerSource):
         """Return the generator as a change of normalised images."""
         if not self.clamp_pixels:
             return generator
-        normalise = model.normalise
+        normalise = normalise_of(model)
         return lambda images: normalise(normalise.inverse(generator(images)).clamp(0, 1))
 
     def search_loss(self, batch: Pass, benign: Tensor) -> tuple[Tensor, Tensor]:
