@@ -39,6 +39,7 @@ LAB = [
 REPORTING = [
     "reporting.results",
     "reporting.comparison",
+    "reporting.run",
     "reporting.paper",
     "reporting.evidence",
     "reporting.claims",
