@@ -1,21 +1,24 @@
 """Check the machine: versions, device, store, disk, and whether threads wait passively."""
 
+import argparse
 import importlib.metadata
 import os
 import platform
 import shutil
-
-import torch
+from collections.abc import Callable
 
 from ppr_core.errors import StoreError
 from ppr_core.lab.places import ROOT
-from ppr_core.lab.store import Store
-from ppr_core.runtime import cpu_has_bf16, share_cores
 
 MINIMUM_DISK_GB = 2
 
 
-def check() -> int:
+def add(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    command("doctor", _check, "check versions, device, store, disk and threads")
+
+
+def _check(arguments: argparse.Namespace) -> int:
     """Print one line a check; return 1 if any failed."""
     bad = 0
     for name, good, text in _checks():
@@ -47,6 +50,10 @@ def _versions() -> tuple[str, bool, str]:
 
 
 def _device() -> tuple[str, bool, str]:
+    import torch
+
+    from ppr_core.runtime import cpu_has_bf16
+
     if torch.cuda.is_available():
         return "device", True, torch.cuda.get_device_name()
     precision = "bf16" if cpu_has_bf16() else "fp32"
@@ -54,6 +61,8 @@ def _device() -> tuple[str, bool, str]:
 
 
 def _threads() -> tuple[str, bool, str]:
+    from ppr_core.runtime import share_cores
+
     threads, policy = share_cores(), os.environ.get("OMP_WAIT_POLICY", "unset")
     busy, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
     crowded = busy > 1.5 * cores
@@ -64,6 +73,8 @@ def _threads() -> tuple[str, bool, str]:
 
 
 def _store() -> tuple[str, bool, str]:
+    from ppr_core.lab.store import Store
+
     try:
         store = Store()
     except StoreError as error:
