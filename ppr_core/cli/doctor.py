@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable
 
 from ppr_core.errors import StoreError
-from ppr_core.lab.places import ROOT
+from ppr_core.lab.places import ROOT, results_folder
 
 MINIMUM_DISK_GB = 2
 
@@ -35,8 +35,11 @@ def _checks() -> list[tuple[str, bool, str]]:
 
 def _versions() -> tuple[str, bool, str]:
     """Compare what is installed with the exact pins."""
+    pins = ROOT / "requirements.txt"
+    if not pins.is_file():
+        return "packages", True, "whatever was installed beside this one (no exact pins here)"
     odd = []
-    for line in (ROOT / "requirements.txt").read_text().splitlines():
+    for line in pins.read_text().splitlines():
         name, pinned, version = line.partition("==")
         if not pinned or name.startswith("#"):
             continue
@@ -83,5 +86,6 @@ def _store() -> tuple[str, bool, str]:
 
 
 def _disk() -> tuple[str, bool, str]:
-    free = shutil.disk_usage(ROOT).free / 1e9
-    return "disk", free > MINIMUM_DISK_GB, f"{free:.0f} GB free in {ROOT}"
+    folder = results_folder().parent
+    free = shutil.disk_usage(folder).free / 1e9
+    return "disk", free > MINIMUM_DISK_GB, f"{free:.0f} GB free in {folder}"

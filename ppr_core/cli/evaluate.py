@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable
 
-from ppr_core.cli.study import compute, override, settings
+from ppr_core.cli.study import compute, override, read
 
 
 def add(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -35,11 +35,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         "model": {"name": "resnet18"},
         "measures": {"query": {}, "path": {}},
     }
-    values = settings(arguments.file, [], given) | {"name": given["name"]}  # not that study's
+    values = read(arguments.file, [], given) | {"name": given["name"]}  # not that study's
     for what, name in (("dataset", arguments.dataset), ("model", arguments.model)):
         if name and name != values[what].get("name"):  # what is named here counts, not the file
             values[what] = {"name": name}
-    values = settings(None, arguments.set, values)
+    values = read(None, arguments.set, values)
     if "query" in values["measures"] and not arguments.clean:
         values["measures"]["query"].setdefault("surrogate", "ep")
     values["attacks"] = {attack: values.get("attacks", {}).get(attack, {})}

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 
 from ppr_core.errors import ConfigError, need
-from ppr_core.lab.places import ROOT
+from ppr_core.lab.places import ROOT, environment
 
 
 def add(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -36,15 +36,11 @@ def _ui(arguments: argparse.Namespace) -> int:
     from ppr_core.lab.store import Store
 
     store, port = Store(), free_port(arguments.port)
-    environment = {
-        **os.environ,
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     print(f"MLflow UI on http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning")
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store.uri]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    return subprocess.call(command, env=environment)
+    return subprocess.call(command, env={**os.environ, **quiet})
 
 
 def _lab(arguments: argparse.Namespace) -> int:
@@ -53,11 +49,11 @@ def _lab(arguments: argparse.Namespace) -> int:
     command += [f"--ServerApp.root_dir={ROOT}", "--LabApp.default_url=/lab/tree/notebooks"]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         command.append("--allow-root")
-    return subprocess.call(command)
+    return subprocess.call(command, env=environment())
 
 
 def _dashboard(arguments: argparse.Namespace) -> int:
     port = free_port(arguments.port)
     command = [sys.executable, "-m", "voila", str(ROOT / "notebooks" / "00_explorer.ipynb")]
     command += ["--Voila.ip=127.0.0.1", f"--port={port}", "--token"]
-    return subprocess.call(command)
+    return subprocess.call(command, env=environment())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ppr_core.errors import ConfigError, need
+from ppr_core.lab.places import study_file
 
 if TYPE_CHECKING:  # late, so that --help imports neither torch nor mlflow
     from ppr_core.lab.desk import Lab
@@ -37,7 +38,7 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _study_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("file", help="study file, such as params/demo.yaml")
+    command.add_argument("file", help="study file, or the name of one in params/, such as demo")
     command.add_argument(
         "--defense",
         action="append",
@@ -60,9 +61,9 @@ def _plan(arguments: argparse.Namespace) -> "Plan":
     from ppr_core.lab.plan import Plan
     from ppr_core.lab.study import Study
 
-    values = settings(arguments.file, arguments.set)
-    own = Study.load(arguments.file).defenses.items()
-    own = {label: given.get("method", label) for label, given in own}
+    values = read(arguments.file, arguments.set)
+    given = Study.load(study_file(arguments.file)).defenses
+    own = {label: settings.get("method", label) for label, settings in given.items()}
     for name in arguments.defense:
         label = name.rpartition(":")[2].lower()
         need(
@@ -74,14 +75,15 @@ def _plan(arguments: argparse.Namespace) -> "Plan":
     return Plan(Study(**values))
 
 
-def settings(
+def read(
     file: str | None, pairs: list[str], values: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Read a study file and overrides such as `training.epochs=3` into one mapping."""
     from ppr_core.lab.study import Study
 
     values = {**(values or {})}
-    values |= Study.load(file).model_dump(exclude_unset=True) if file else {}
+    if file:
+        values |= Study.load(study_file(file)).model_dump(exclude_unset=True)
     for pair in pairs:
         key, equals, text = pair.partition("=")
         need(equals, f"expected KEY=VALUE, got {pair!r}")
@@ -167,7 +169,7 @@ def _run(arguments: argparse.Namespace) -> int:
     for pair in arguments.set:
         name = pair.partition("=")[0].split(".")[0]
         need(name in known, unknown(f"parameter of {notebook.stem}", name, known))
-    values = settings(arguments.file, arguments.set)
+    values = read(arguments.file, arguments.set)
     plan = Plan(resolve({**known, **values}))
     return notebooks.execute(notebook, plan, Store())
 
@@ -179,7 +181,7 @@ def _report(arguments: argparse.Namespace) -> int:
     from ppr_core.reporting import claims, report, results
 
     plan, store = _plan(arguments), Store()
-    further = [Plan(Study.load(file)) for file in arguments.also]
+    further = [Plan(Study.load(study_file(file))) for file in arguments.also]
     if arguments.format == "csv":
         results.cells(plan, store).to_csv(sys.stdout, index=False)
         return 0
