@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import PydanticUndefined
 
 from ppr_core.errors import ConfigError, need
 
@@ -102,7 +101,7 @@ class Settings(BaseModel):
                     row = {**row, "default": str(group.flat().get(row["name"], row["default"]))}
                     rows.append({**row, "name": f"{name}.{row['name']}"})
                 continue
-            default = "required" if field.default is PydanticUndefined else str(field.default)
+            default = "required" if field.is_required() else str(field.default)
             kind = getattr(field.annotation, "__name__", str(field.annotation))
             kind = kind if kind not in {"Literal", "Union", "Optional"} else str(field.annotation)
             rows.append(

@@ -4,10 +4,10 @@ from collections import Counter
 
 import pytest
 
-from ppr_core.cli.main import ROOT
 from ppr_core.defenses import Bti
 from ppr_core.defenses.parts.unlearning import Stepping
 from ppr_core.lab import notebooks
+from ppr_core.lab.places import ROOT
 from ppr_core.lab.plan import CLEAN, MEASURES, NEEDED, NO_DEFENSE, Plan
 from ppr_core.lab.study import Study
 

@@ -50,6 +50,5 @@ def load(spec: str | Mapping[str, Any], root: str | Path | None = None) -> Split
 
 
 def data_folder(root: str | Path | None = None) -> Path:
-    """Return where data lies: the argument, else PPR_DATA, else data/ beside the package."""
-    default = Path(__file__).resolve().parents[2] / "data"
-    return Path(root or os.environ.get("PPR_DATA") or default).expanduser().absolute()
+    """Return where data lies: the argument, else PPR_DATA, else data/ where one stands."""
+    return Path(root or os.environ.get("PPR_DATA") or "data").expanduser().absolute()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ppr_core.errors import CheckpointError, ConfigError, DataError, StoreError
 from ppr_core.lab.desk import Lab
-from ppr_core.lab.places import ROOT
+from ppr_core.lab.places import PACKAGE
 from ppr_core.lab.plan import Plan, Stage
 from ppr_core.lab.store import Store
 from ppr_core.lab.study import Study
@@ -56,7 +56,7 @@ class Job:
     ) -> None:
         self.report = report
         self.cancelled = False
-        known = [str(ROOT), os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
+        known = [str(PACKAGE.parent), os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
         program = "from ppr_core.explorer import job; raise SystemExit(job.main())"
         self.process = subprocess.Popen(
             [sys.executable, "-c", program],

@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from ppr_core.errors import ConfigError, DataError, need
+from ppr_core.lab import places
 from ppr_core.lab.desk import Lab
 from ppr_core.lab.plan import Plan, Stage
 from ppr_core.lab.store import Store
@@ -100,7 +101,7 @@ def _on_ray(plan: Plan, stages: list[Stage], bar: "_Bar", gpu_share: float) -> F
     address = os.environ.get("RAY_ADDRESS")
     local = {} if address else {"include_dashboard": False, "object_store_memory": 200 * 2**20}
     handed_on = ("PPR_STORE", "PPR_DATA", "PPR_COMPILE", "MLFLOW_TRACKING_URI", "PYTHONPATH")
-    environment = {name: os.environ[name] for name in handed_on if os.environ.get(name)}
+    environment = {name: text for name, text in places.environment().items() if name in handed_on}
     environment["OMP_WAIT_POLICY"] = "PASSIVE"
     ray.init(
         address=address,

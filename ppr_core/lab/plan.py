@@ -18,6 +18,7 @@ from ppr_core.connectivity import Line
 from ppr_core.data.splits import Reserve, reserve
 from ppr_core.defenses import DEFENSES, ExactPurification
 from ppr_core.errors import CheckpointError, ConfigError, DataError, need
+from ppr_core.lab.places import data_folder
 from ppr_core.lab.study import Study
 from ppr_core.models import MODELS
 from ppr_core.reactivation.controls import Controls
@@ -513,7 +514,7 @@ class Plan:
 
 @lru_cache(maxsize=2)
 def _load(key: str, plan: Plan) -> datasets.Split:
-    return datasets.load(plan.study.dataset)
+    return datasets.load(plan.study.dataset, data_folder())
 
 
 def _budget(method: Settings, count: int) -> float:

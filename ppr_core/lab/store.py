@@ -1,6 +1,5 @@
 """Runs, results and artifacts in one MLflow store; the only importer of mlflow."""
 
-import fcntl
 import functools
 import json
 import logging
@@ -8,6 +7,7 @@ import os
 import shutil
 import socket
 import sqlite3
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,11 +17,12 @@ from typing import Any
 
 import psutil
 import safetensors.torch
+from filelock import FileLock
 from safetensors import SafetensorError
 from torch import Tensor
 
 from ppr_core.errors import CheckpointError, StoreError, need
-from ppr_core.lab.places import ROOT
+from ppr_core.lab.places import ROOT, results_folder
 from ppr_core.runtime import Record
 from ppr_core.weights import sha256
 
@@ -80,15 +81,15 @@ class Store:
     """One MLflow store: a SQLite file with its artifacts beside it, or a tracking server.
 
     Args:
-        folder: of a local store; `mlruns/` of the project if not given. Ignored where the
-            environment variable MLFLOW_TRACKING_URI names another store.
+        folder: of a local store; see `results_folder` if not given. Ignored where the environment
+            variable MLFLOW_TRACKING_URI names another store.
 
     Raises:
         StoreError: the store cannot be opened, read or written.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder = Path(folder or os.environ.get("PPR_STORE") or ROOT / "mlruns").resolve()
+        self.folder = Path(folder).resolve() if folder else results_folder()
         self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.folder}/mlflow.db"
         self.local = self.uri == f"sqlite:///{self.folder}/mlflow.db"
         self._known: dict[str, str] = {}
@@ -105,8 +106,7 @@ class Store:
         path = self.folder / "mlflow.db"
         try:
             (self.folder / "artifacts").mkdir(parents=True, exist_ok=True)
-            with open(self.folder / ".lock", "w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with FileLock(self.folder / ".lock"):
                 if not path.exists():
                     mlflow.MlflowClient(self.uri).search_experiments(max_results=1)
                     with sqlite3.connect(path) as base:
@@ -369,19 +369,15 @@ class Store:
         shutil.rmtree(self.scratch(key), ignore_errors=True)
 
 
+@functools.cache
 def commit() -> str:
     """Return the project's git commit, or "unknown" outside a checkout."""
-    head = ROOT / ".git" / "HEAD"
+    if not (ROOT / ".git").exists():
+        return "unknown"
+    git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
     try:
-        text = head.read_text().strip()
-        if not text.startswith("ref: "):
-            return text
-        reference = ROOT / ".git" / text.removeprefix("ref: ")
-        if reference.is_file():
-            return reference.read_text().strip()
-        packed = (ROOT / ".git" / "packed-refs").read_text().splitlines()
-        return next(line.split()[0] for line in packed if line.endswith(text[5:]))
-    except (OSError, StopIteration):
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git, or a damaged checkout
         return "unknown"
 
 
