@@ -49,6 +49,21 @@ class Retuning(Method):
         Raises:
             DataError: fewer poisons or clean images than asked for.
         """
+        mixture, schedule = self.mixture(data, poisons, rng)
+        history = fit(model, mixture, schedule, rng=fork(rng, "shuffle"), name="retuning")
+        return Outcome(model, history, {"samples": len(mixture), "poisoned": self.poisoned})
+
+    def mixture(
+        self, data: ImageSet, poisons: ImageSet, rng: torch.Generator
+    ) -> tuple[ImageSet, Schedule]:
+        """Return the samples to tune on, and the schedule with what augmentation is left to do.
+
+        The draws begin alike for every number of poisons: more of them are those of a smaller
+        number and others.
+
+        Raises:
+            DataError: fewer poisons or clean images than asked for.
+        """
         total = round(self.share * len(data))
         need(
             self.poisoned <= min(total, len(poisons)),
@@ -61,6 +76,4 @@ class Retuning(Method):
         if self.frozen:
             clean = augmented(clean, schedule, rng=fork(rng, "augment"))
             schedule = schedule.replace(crop=0, flip=False)
-        mixture = clean + draw(poisons, self.poisoned, fork(rng, "poisons"))
-        history = fit(model, mixture, schedule, rng=fork(rng, "shuffle"), name="retuning")
-        return Outcome(model, history, {"samples": total, "poisoned": self.poisoned})
+        return clean + draw(poisons, self.poisoned, fork(rng, "poisons")), schedule
