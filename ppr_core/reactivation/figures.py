@@ -113,7 +113,7 @@ def counted(cells: Sequence[Cell], limits: Limits) -> list[Cell]:
 def by_place(cells: Iterable[Cell]) -> list[tuple[float, Cell]]:
     """Return (mean P-ASR, one of its cells) a setting, draws pooled, the highest first.
 
-    Of equals the cheapest comes first: the fewest poisons, epochs and the lowest rate.
+    Of equals the strongest comes first, so that a model that sleeps through all is tried hardest.
     """
     groups: dict[Setting, dict[int, Cell]] = defaultdict(dict)
     for cell in cells:
@@ -125,11 +125,12 @@ def by_place(cells: Iterable[Cell]) -> list[tuple[float, Cell]]:
     return sorted(
         found,
         key=lambda pair: (
-            -pair[0],
+            pair[0],
             pair[1].setting.poisons,
             pair[1].setting.epochs,
             pair[1].setting.factor,
         ),
+        reverse=True,
     )
 
 

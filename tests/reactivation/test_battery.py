@@ -9,10 +9,6 @@ from ppr_core.weights import snapshot
 from tests.conftest import tiny_model, tiny_set
 
 SCHEDULE = {"epochs": 2, "batch_size": 8, "crop": 0, "flip": False}
-    "share": 0.5,
-    "poisoned": 4,
-    "schedule": {"epochs": 2, "batch_size": 8, "crop": 0, "flip": False},
-}
 SMALL = Battery(
     retuning={"share": 0.5, "poisoned": 4, "schedule": SCHEDULE},
     counts=[1, 4],
