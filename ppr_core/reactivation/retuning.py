@@ -49,6 +49,22 @@ class Retuning(Method):
         Raises:
             DataError: fewer poisons or clean images than asked for.
         """
+        mixture, schedule = self.mixture(data, poisons, rng)
+        shuffles = fork(rng, "shuffle")
+        history = fit(model, mixture, schedule, rng=shuffles, resume="retuning", evaluate=True)
+        return Outcome(model, history, {"samples": len(mixture), "poisoned": self.poisoned})
+
+    def mixture(
+        self, data: ImageSet, poisons: ImageSet, rng: torch.Generator
+    ) -> tuple[ImageSet, Schedule]:
+        """Return the samples to tune on, and the schedule with what augmentation is left to do.
+
+        The draws begin alike for every number of poisons: more of them are those of a smaller
+        number and others.
+
+        Raises:
+            DataError: fewer poisons or clean images than asked for.
+        """
         total = round(self.share * len(data))
         need(
             self.poisoned <= min(total, len(poisons)),
@@ -61,7 +77,4 @@ class Retuning(Method):
         if self.frozen:
             clean = augmented(clean, schedule, rng=fork(rng, "augment"))
             schedule = schedule.replace(crop=0, flip=False)
-        mixture = clean + draw(poisons, self.poisoned, fork(rng, "poisons"))
-        shuffles = fork(rng, "shuffle")
-        history = fit(model, mixture, schedule, rng=shuffles, resume="retuning", evaluate=True)
-        return Outcome(model, history, {"samples": total, "poisoned": self.poisoned})
+        return clean + draw(poisons, self.poisoned, fork(rng, "poisons")), schedule
