@@ -136,7 +136,7 @@ class Unlearning(Defense):
             for record in records:
                 history.append({**record, "epoch": len(history) + 1, "round": number})
             done = number
-        info = {**self.inversion.findings(state), "rounds": done}
+        info = {"warnings": [], **self.inversion.findings(state), "rounds": done}
         if validation is not None and len(validation):
             info["val_c_acc"] = clean_accuracy(model, validation)
         return Outcome(model, history, info)
@@ -211,6 +211,6 @@ class Stepping(Unlearning):
             drop=self.c_acc_drop,
             floor=self.c_acc_floor,
         )
-        doubts = [*outcome.info.get("warnings", []), *info.get("warnings", [])]
-        outcome.info |= info | ({"warnings": doubts} if doubts else {})
+        doubts = [*outcome.info["warnings"], *info.get("warnings", [])]
+        outcome.info |= info | {"warnings": doubts}
         return outcome

@@ -98,6 +98,9 @@ class Cleanse(TriggerSource):
             doubt = "no class stands out: the model is left as it is"
             return found | {"flagged": [], "warnings": [doubt]}
         flagged = state["flagged"].tolist()
+        if found["anomaly"] <= self.limit:
+            doubt = "uncertain label: no class stands out, and the smallest patch was taken"
+            found["warnings"] = [doubt]
         return found | {"label": flagged[0], "flagged": flagged}
 
     def search(

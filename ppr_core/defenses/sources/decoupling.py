@@ -88,6 +88,17 @@ def label_loss(before: Tensor, after: Tensor, *, double: bool) -> Tensor:
 
 
 @torch.no_grad()
+def image_error(reverse: Reverse, model: nn.Module, data: ImageSet) -> Tensor:
+    """Return the MSE, normalised units, between all images and what a generator makes of them."""
+    total = torch.zeros((), device=data.device)
+    with autocast(data.device):
+        for part in data.images.split(EVAL_BATCH):
+            images = model.normalise(to_float(part))
+            total += F.mse_loss(reverse(images).float(), images) * len(part)
+    return total / len(data)
+
+
+@torch.no_grad()
 def votes(
     reverse: Reverse, model: nn.Module, data: ImageSet, *, noise: float, rng: torch.Generator
 ) -> Tensor:

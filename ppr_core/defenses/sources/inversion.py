@@ -13,6 +13,7 @@ from ppr_core.defenses.sources.decoupling import (
     BestEpoch,
     Pass,
     decoupled,
+    image_error,
     label_loss,
     mask,
     passed,
@@ -26,6 +27,8 @@ from ppr_core.training.fit import Schedule, fit, make_optimizer
 
 EXTREME = 0.05  # a mask whose mean is this near to 0 or 1 no longer tells features apart
 SURE = 0.5  # share of the votes below which a label is uncertain
+MOST = 0.5  # share of the search's steps above which too many went into the image error
+MEASURED = ("start_error", "norm_share")
 
 
 class Inversion(TriggerSource):
@@ -96,6 +99,7 @@ class Inversion(TriggerSource):
         by a leftover switch; turn `regenerate_each_round` off for it.
         """
         frozen = clone(model).eval().requires_grad_(False)
+        found = dict(state)
         generator = fresh(self.width, data.images.shape[1], fork(rng, "generator"), data.device)
         optimizer = make_optimizer(generator.parameters(), self.generate)
         if state:
@@ -103,11 +107,12 @@ class Inversion(TriggerSource):
             load_slots(optimizer, state)
         else:
             self._pretrain(generator, frozen, data, fork(rng, "pretrain"))
-        found = dict(state)
+            found["start_error"] = image_error(self.reverse(generator, frozen), frozen, data)
         if not state or self.regenerate_each_round:
             logits = decoupled(frozen, data, self.decouple, rng=fork(rng, "decouple"))
             search = fork(rng, "generate")
-            self._generate(generator, frozen, data, mask(logits), state, optimizer, search)
+            args = (generator, frozen, data, mask(logits), state, optimizer, search)
+            found.setdefault("norm_share", self._generate(*args))
             found |= saved(generator, optimizer) | {"mask_logits": logits}
         reverse = self.reverse(generator, model)
         counts = votes(reverse, model, data, noise=self.noise, rng=fork(rng, "vote"))
@@ -126,15 +131,28 @@ class Inversion(TriggerSource):
         return lambda pixels: normalise.inverse(reverse(normalise(pixels)).float())
 
     def findings(self, state: State) -> dict[str, Any]:
-        """Return the label, its share of the votes, the mask's mean, and doubts about them."""
+        """Return what the first round found (label, votes, mask, image errors), and doubts."""
         share = float(state["votes"].max() / state["votes"].sum())
         mean = float(mask(state["mask_logits"]).mean())
         found = {"label": int(state["label"]), "label_votes": share, "mask_mean": mean}
+        # Inversions that were saved before these two were measured do not hold them.
+        found |= {name: float(state[name]) for name in MEASURED if name in state}
+        error, spent = (found.get(name, 0.0) for name in MEASURED)
         doubts = []
         if share < SURE:
             doubts.append(f"uncertain label: it has only {share:.0%} of the votes")
         if not EXTREME < mean < 1 - EXTREME:
             doubts.append(f"saturated mask: its mean is {mean:.2f}; use fewer decouple.steps")
+        if error > self.norm_bound:
+            doubts.append(
+                f"unready generator: before the search its image MSE is {error:.2f}, above the "
+                f"norm_bound of {self.norm_bound:g}; use more pretrain.steps"
+            )
+        if spent > MOST:
+            doubts.append(
+                f"short search: {spent:.0%} of its steps only lowered the image MSE; use more "
+                "pretrain.steps or generate.steps"
+            )
         return found | ({"warnings": doubts} if doubts else {})
 
     def reverse(self, generator: nn.Module, model: nn.Module) -> Change:
@@ -144,8 +162,8 @@ class Inversion(TriggerSource):
         normalise = normalise_of(model)
         return lambda images: normalise(normalise.inverse(generator(images)).clamp(0, 1))
 
-    def search_loss(self, batch: Pass, benign: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the generator's loss, and how far it moved the features of the backdoor.
+    def search_loss(self, batch: Pass, benign: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the generator's loss, how far it moved backdoor features, if a bound is broken.
 
         Args:
             batch: one pass.
@@ -156,7 +174,7 @@ class Inversion(TriggerSource):
         kept, moved = (benign * change).square().mean(), ((1 - benign) * change).square().mean()
         broken = (near > self.norm_bound) | (kept > self.feat_bound)
         # Chosen on the device: to ask which bound is broken would wait for it at every step.
-        return torch.where(broken, near, self.benign_weight * kept - moved), moved
+        return torch.where(broken, near, self.benign_weight * kept - moved), moved, broken
 
     def _pretrain(
         self, generator: nn.Module, frozen: nn.Module, data: ImageSet, rng: torch.Generator
@@ -184,15 +202,21 @@ class Inversion(TriggerSource):
         state: State,
         optimizer: torch.optim.Optimizer,
         rng: torch.Generator,
-    ) -> None:
-        """Train the generator to move what is not benign (step 2)."""
+    ) -> Tensor:
+        """Train the generator to move what is not benign (step 2).
+
+        Returns:
+            The share of the steps that only lowered the image error.
+        """
         reverse = self.reverse(generator, frozen)
         best = BestEpoch(generator, self.generate.epoch_steps(len(data)))
+        spent = torch.zeros((), device=data.device)
 
         def loss(pixels: Tensor, labels: Tensor) -> Tensor:
             batch = passed(reverse, frozen, pixels)
-            value, moved = self.search_loss(batch, benign)
+            value, moved, broken = self.search_loss(batch, benign)
             best.add(moved)
+            spent.add_(broken)
             if "label" in state:  # known from the first round on
                 label = state["label"].to(labels.device).expand_as(labels)
                 value = value + F.cross_entropy(frozen.head(batch.reversed_features), label)
@@ -200,6 +224,8 @@ class Inversion(TriggerSource):
 
         compare = best.after_step if self.use_max_bd_feat else None
         hooks = {"loss": loss, "optimizer": optimizer, "after_step": compare}
-        fit(generator, data, self.generate, rng=rng, capturable=True, writes=[best.total], **hooks)
+        given = {"rng": rng, "capturable": True, "writes": [best.total, spent]}
+        fit(generator, data, self.generate, **given, **hooks)
         if best.weights:
             generator.load_state_dict(best.weights)
+        return spent / max(1, self.generate.total_steps(len(data)))
