@@ -37,6 +37,7 @@ LAB = [
     "lab.notebooks",
 ]
 REPORTING = [
+    "reporting.regression",
     "reporting.results",
     "reporting.comparison",
     "reporting.paper",

@@ -196,7 +196,7 @@ class MaskPruning(Defense):
         masks = dict(state or self.prepare(model, data, rng=rng))
         tau, info = self.tau, {}
         if judge:
-            rows = sweep(model, masks, self.tau_grid, judge)
+            rows = try_thresholds(model, masks, self.tau_grid, judge)
             tau, info = self._choose(rows), {"sweep": rows}
             if tau < 0:
                 info["warnings"] = ["no threshold tried keeps the accuracy: nothing was pruned"]
@@ -223,7 +223,7 @@ class MaskPruning(Defense):
         return (min(kept, key=lambda row: row["asr"]) if self.oracle else kept[-1])["tau"]
 
 
-def sweep(
+def try_thresholds(
     model: nn.Module,
     masks: Mapping[str, Tensor],
     taus: Iterable[float],

@@ -14,13 +14,13 @@ from ppr_core.defenses.sources.decoupling import (
     Pass,
     decoupled,
     label_loss,
-    mask,
     passed,
     votes,
 )
 from ppr_core.defenses.sources.unet import MULTIPLE, fresh, load, load_slots, saved
 from ppr_core.errors import need
 from ppr_core.method import fork
+from ppr_core.models.activations import soft_mask
 from ppr_core.models.base import clone, need_parts
 from ppr_core.training.fit import Schedule, fit, make_optimizer
 
@@ -103,7 +103,7 @@ class Inversion(TriggerSource):
         if not state or self.regenerate_each_round:
             logits = decoupled(frozen, data, self.decouple, rng=fork(rng, "decouple"))
             search = fork(rng, "generate")
-            self._generate(generator, frozen, data, mask(logits), state, optimizer, search)
+            self._generate(generator, frozen, data, soft_mask(logits), state, optimizer, search)
             found |= saved(generator, optimizer) | {"mask_logits": logits}
         reverse = self.reverse(generator, model)
         counts = votes(reverse, model, data, noise=self.noise, rng=fork(rng, "vote"))
@@ -123,7 +123,7 @@ class Inversion(TriggerSource):
     def findings(self, state: State) -> dict[str, Any]:
         """Return the label, its share of the votes, the mask's mean, and doubts about them."""
         share = float(state["votes"].max() / state["votes"].sum())
-        mean = float(mask(state["mask_logits"]).mean())
+        mean = float(soft_mask(state["mask_logits"]).mean())
         found = {"label": int(state["label"]), "label_votes": share, "mask_mean": mean}
         doubts = []
         if share < SURE:

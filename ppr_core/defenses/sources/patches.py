@@ -23,7 +23,7 @@ TRAINING = Schedule(
 
 
 class PatchDistribution(TriggerSource):
-    """Train generators of patches, one a threshold of success, as varied as success allows.
+    """Train a generator of patches for each threshold of a class's probability, varied as can be.
 
     Classes are scanned at the middle threshold; the one that patches reach best is taken.
 
@@ -45,7 +45,9 @@ class PatchDistribution(TriggerSource):
     noise: float = Field(0.1, ge=0, description="spread of the noise on a patch, pixels in [0, 1]")
     average: float = Field(1e-3, gt=0, le=1, description="rate of the critic's moving average")
     width: int = Field(512, ge=1, description="hidden units of generator and critic")
-    limit: float = Field(0.5, ge=0, le=1, description="success below which no class is taken")
+    limit: float = Field(
+        0.5, ge=0, le=1, description="share of images turned below which no class is taken"
+    )
     schedule: Schedule = Field(TRAINING, description="of a generator and its critic")
 
     def check(self, model: nn.Module, data: ImageSet) -> None:
@@ -67,7 +69,7 @@ class PatchDistribution(TriggerSource):
             for label in range(data.num_classes):
                 nets.append(self.train(frozen, data, label, middle, fork(rng, "scan", label)))
                 change = self._change([nets[-1]], fork(rng, "try", label))
-                rates.append(success(frozen, data, change, label))
+                rates.append(share_turned(frozen, data, change, label))
             found["success"] = torch.tensor(rates)
             label = found["label"] = found["success"].argmax()
             scanned = {middle: nets[int(label)]}
@@ -166,7 +168,7 @@ class PatchDistribution(TriggerSource):
 
 
 @torch.no_grad()
-def success(frozen: nn.Module, data: ImageSet, change: Change, label: int) -> float:
+def share_turned(frozen: nn.Module, data: ImageSet, change: Change, label: int) -> float:
     """Return the share of the images outside a class that a change turns into it."""
     others = data.subset(data.labels != label)
     with autocast(data.device):
