@@ -38,7 +38,8 @@ class Line(Settings):
 
     points: int = Field(21, ge=2, description="positions on the path, both ends included")
     batch_norm: list[BatchNorm] = Field(
-        ["interpolate", "recalibrate"], description="ways to have the running statistics"
+        ["interpolate", "recalibrate"],
+        description="how batch-norm statistics are set",
     )
     asleep: float = Field(ASLEEP, ge=0, le=100, description="ASR (percent) of a sleeping backdoor")
 
@@ -52,7 +53,7 @@ class Path:
         backdoor_error: 100 - ASR there, percent.
         clean_error: 100 - C-Acc there, percent.
         distance: L2 distance of the end points over all parameters.
-        batch_norm: how batch-norm statistics were had.
+        batch_norm: how batch-norm statistics were set.
     """
 
     t: list[float]
@@ -84,7 +85,7 @@ class Path:
         """Return how far from the end, in L2, one can go towards the start with ASR at most q.
 
         It tells models that are far along the path from models that are merely far: 0 where the
-        end itself is awake.
+        end itself has a higher ASR.
         """
         t = self.t_star(asleep)
         return 0.0 if math.isnan(t) else (1 - t) * self.distance

@@ -16,6 +16,7 @@ from ppr_core.metrics import EVAL_BATCH
 from ppr_core.models.base import clone
 from ppr_core.runtime import autocast, seed_of, seeded
 from ppr_core.training.fit import Schedule, fit
+from ppr_core.weights import under
 
 TRAINING = Schedule(
     steps=625, optimizer="adam", lr=2e-4, batch_size=128, crop=0, flip=False, drop_last=True
@@ -91,8 +92,7 @@ class PatchDistribution(TriggerSource):
         """
         device, nets = next(model.parameters()).device, []
         for number in range(len(self.thresholds)):
-            prefix = f"generator.{number}."
-            own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            own = under(state, f"generator.{number}.")
             pixels = len(own["last.bias"])
             nets.append(Generator(pixels, self.width).to(device).eval())
             nets[-1].load_state_dict(own)
