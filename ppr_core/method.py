@@ -124,7 +124,7 @@ def measuring(model: nn.Module, cost: Cost) -> Iterator[None]:
 
 
 def fork(rng: torch.Generator, *names: str | int) -> torch.Generator:
-    """Return a generator of its own for one part of a method; see `runtime.seed_of`."""
+    """Return an rng of its own for one part of a method; see `runtime.seed_of`."""
     return torch.Generator().manual_seed(seed_of(rng, *names))
 
 

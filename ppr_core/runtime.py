@@ -98,9 +98,9 @@ def session(**settings: object) -> Iterator[Session]:
 def seed_of(rng: torch.Generator, *names: str | int) -> int:
     """Return the seed of one part of a method; without names, the seed that `rng` was made from.
 
-    Every generator is made from a seed and stands for it: what a part draws depends on that seed
-    and on the part's names, never on how much was drawn from `rng` before. Nothing else reads the
-    seed of a generator.
+    Every rng of the package is made from a seed and stands for it: what a part draws depends on
+    that seed and on the part's names, never on how much was drawn from `rng` before. No other
+    function reads the seed of an rng.
 
     Args:
         rng: a CPU generator; nothing is drawn from it.

@@ -31,6 +31,11 @@ def snapshot(model: nn.Module) -> State:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
+def under(state: Mapping[str, Tensor], prefix: str) -> State:
+    """Return the tensors whose names begin with a prefix, by the rest of their names."""
+    return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+
+
 def norm(tensors: Sequence[Tensor]) -> Tensor:
     """Return the L2 norm over all elements of all tensors: a scalar, left on the device."""
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors))))

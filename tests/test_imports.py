@@ -38,6 +38,7 @@ LAB = [
     "lab.notebooks",
 ]
 REPORTING = [
+    "reporting.regression",
     "reporting.results",
     "reporting.comparison",
     "reporting.run",

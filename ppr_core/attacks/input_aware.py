@@ -59,7 +59,7 @@ class InputAware(CoverAttack):
         def loss(images: Tensor, labels: Tensor) -> Tensor:
             masks, others = sharpen(trigger.mask(images)), images.roll(1, 0)
             excess = F.relu(masks - self.density).mean()
-            alike = _likeness(images / SPREAD, others / SPREAD, masks, masks.roll(1, 0))
+            alike = _distance_ratio(images / SPREAD, others / SPREAD, masks, masks.roll(1, 0))
             return self.sparsity * excess + self.diversity * alike
 
         fit(trigger.mask, data, self.mask_training, rng=rng, loss=loss)
@@ -100,7 +100,7 @@ class InputAware(CoverAttack):
             value = F.cross_entropy(model(torch.cat((stamped, images[end:]))), labels)
             if pairs:
                 one, other = slice(pairs), slice(poisons, poisons + pairs)
-                alike = _likeness(givers[one], givers[other], patterns[one], patterns[other])
+                alike = _distance_ratio(givers[one], givers[other], patterns[one], patterns[other])
                 value = value + self.diversity * alike
             return value
 
@@ -171,8 +171,8 @@ class _Pair:
         self.param_groups = self.both[0].param_groups
 
 
-def _likeness(first: Tensor, second: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    """Return how far images differ over how far their triggers do: large for like triggers."""
+def _distance_ratio(first: Tensor, second: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """Return the distance of images over that of their triggers: large where triggers are alike."""
     images, triggers = (
         ((a - b) ** 2).mean((1, 2, 3)).clamp_min(1e-12).sqrt()  # the root of 0 has no gradient
         for a, b in ((first, second), (one, other))

@@ -66,19 +66,7 @@ class FinePruning(Defense):
         validation: ImageSet | None = None,
         score: Judge | None = None,
     ) -> Outcome:
-        """Prune in steps, undo the one that costs too much, tune.
-
-        Args:
-            model: is changed.
-            data: clean images, whose activations count and which are tuned on.
-            rng: of the shuffles and crops.
-            validation: held-out clean images.
-            score: a model's test figures, for oracle_c_acc.
-
-        Raises:
-            DataError: there are no validation images.
-            ConfigError: test figures are asked for and not given.
-        """
+        """Prune in steps, undo the one that costs too much, tune."""
         judge = self._judge(validation, score)
         order = self.activity(model, data).argsort()
         chunk, pruned, start = math.ceil(self.step_share * len(order)), 0, snapshot(model)

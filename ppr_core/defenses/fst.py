@@ -17,7 +17,7 @@ from ppr_core.training.fit import Loss, Schedule, fit
 
 
 class Fst(Defense):
-    """Draw the head anew and tune all weights under a penalty on its likeness to the old head.
+    """Draw the head anew and tune all weights under a penalty on its inner product with the old.
 
     After every step the head's weight (not its bias) is scaled back to the norm that it had in
     the backdoored model.
@@ -49,17 +49,7 @@ class Fst(Defense):
         rng: torch.Generator,
         validation: ImageSet | None = None,
     ) -> Outcome:
-        """Tune, at one alpha or at the largest of a grid that keeps the accuracy.
-
-        Args:
-            model: is changed.
-            data: clean images.
-            rng: of the head, the shuffles and the crops.
-            validation: clean images that alpha is chosen on; needed with a grid only.
-
-        Raises:
-            DataError: alpha is to be chosen, and there are no validation images.
-        """
+        """Tune, at one alpha or at the largest of a grid that keeps the accuracy."""
         if not self.alpha_grid:
             return Outcome(model, self._tune(model, data, self.alpha, rng, "tune"))
         alphas = sorted(self.alpha_grid, reverse=True)

@@ -61,17 +61,7 @@ class Tsbd(Defense):
         rng: torch.Generator,
         validation: ImageSet | None = None,
     ) -> Outcome:
-        """Unlearn a copy, reset the neurons that it changed, tune.
-
-        Args:
-            model: is changed.
-            data: clean images.
-            rng: of the shuffles and crops.
-            validation: clean images that n is chosen on; needed with a grid only.
-
-        Raises:
-            DataError: n is to be chosen, and there are no validation images.
-        """
+        """Unlearn a copy, reset the neurons that it changed, tune."""
         unlearned, chance = clone(model), 100 / data.num_classes
         floor = chance if self.forgotten is None else self.forgotten
         draws = fork(rng, "forget")

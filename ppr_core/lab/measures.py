@@ -18,7 +18,7 @@ from ppr_core.reactivation.perturbation import (
     aimed,
     along,
     frozen,
-    success,
+    success_rates,
     sweep,
     transfer,
 )
@@ -165,7 +165,9 @@ def _triggers(lab: Reader, stage: Stage) -> Result:
     rows, tensors = [], {}
     for name, outcome in outcomes.items():
         perturb = universal(outcome.tensors)
-        rates = [success({"": model}, part, perturb, [eps[name]]) for part in (clean, stamped)]
+        rates = [
+            success_rates({"": model}, part, perturb, [eps[name]]) for part in (clean, stamped)
+        ]
         c_asr, p_asr = (rate[""][0] for rate in rates)
         rows.append({"perturbation": name, "eps": eps[name], "c_asr": c_asr, "p_asr": p_asr})
         tensors[name] = outcome.tensors["direction"]

@@ -18,10 +18,10 @@ PAPER_COUNTS = {"badnet": 5, "blended": 1, "ssba": 10, "lc": 2}
 
 
 class Retuning(Method):
-    """Retune a model on `share` of the training set, `poisoned` samples of it poisoned.
+    """Fine-tune a model on a small share of the training set that holds a few poisoned samples.
 
-    Augmentation is drawn once and reused in every epoch, and the poisoned samples get none, as in
-    the authors' code. Zero poisoned samples is clean fine-tuning.
+    As in the authors' code, augmentation is drawn once and reused in every epoch, and the poisoned
+    samples are not augmented. With no poisoned samples this is fine-tuning on clean samples.
     """
 
     source: ClassVar[str] = "Min et al. 2024, arXiv:2410.09838, sec. 3.2, B.2"

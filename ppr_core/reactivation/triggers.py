@@ -25,7 +25,7 @@ RECORDS = 10  # of a search's history
 
 
 class OptimisedTrigger(Method):
-    """Search one direction for all images; its tensors hold it as "direction".
+    """Search one universal perturbation; the Outcome's tensors hold its direction as "direction".
 
     The data are labelled with the target: triggered training images (RA's poisons) reactivate a
     backdoor; `perturbation.aimed` clean images make the control, a universal adversarial attack.
@@ -54,7 +54,7 @@ class OptimisedTrigger(Method):
 
 
 class Universal(OptimisedTrigger):
-    """Optimise the perturbation by gradients: the white-box attack; on surrogates, the transfer.
+    """Optimise the perturbation by gradients, of the model (white-box) or of surrogates (transfer).
 
     Differs from the authors' code: every step takes a fresh batch; theirs takes five steps on each
     of fifty.
@@ -129,7 +129,7 @@ class _Shift(nn.Module):
 
 
 class Square(OptimisedTrigger):
-    """Search the perturbation by queries alone: random squares, kept where the target's loss falls.
+    """Search the perturbation by queries alone; keep a random square that lowers the target's loss.
 
     Every pixel is at the edge of the budget. Each query returns the probabilities of one image.
     """

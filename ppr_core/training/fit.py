@@ -87,7 +87,7 @@ def cross_entropy(model: nn.Module, smoothing: float = 0.0) -> Loss:
 
 
 def plain_gradient(loss: Callable[[], Tensor]) -> Tensor:
-    """Fill the gradients of one loss; the default way to step."""
+    """Fill the gradients of the loss at the current weights, and return its value."""
     value = loss()
     value.backward()
     return value.detach()

@@ -13,7 +13,6 @@ from ppr_core.defenses.sources.decoupling import (
     decoupled,
     image_error,
     label_loss,
-    mask,
     passed,
     votes,
 )
@@ -22,6 +21,7 @@ from ppr_core.defenses.sources.unet import UNet, fresh, load, load_slots, saved
 from ppr_core.errors import ConfigError
 from ppr_core.method import fork
 from ppr_core.metrics import logits
+from ppr_core.models.activations import soft_mask
 from ppr_core.models.base import clone
 from ppr_core.runtime import session
 from ppr_core.training.fit import Schedule, make_optimizer
@@ -106,7 +106,7 @@ def test_generator_and_optimizer_go_on_from_what_was_saved():
 
 
 def test_the_mask_lies_between_zero_and_one_for_all_images():
-    benign = mask(torch.tensor([-5.0, -1.0, 0.0, 1.0, 5.0]))
+    benign = soft_mask(torch.tensor([-5.0, -1.0, 0.0, 1.0, 5.0]))
     assert benign.min() > 0
     assert benign.max() < 1
     assert benign[2] == 0.5
@@ -137,7 +137,7 @@ def test_the_loss_of_the_mask_by_hand(fill, model, data, monkeypatch):
         caught["parameters"][0].data.fill_(fill)
         images = to_float(data.images)
         got = caught["loss"](images, data.labels)
-        share = mask(torch.tensor(fill))
+        share = soft_mask(torch.tensor(fill))
         maps = frozen.features(images)
         kept, gone = (frozen.head(part * maps) for part in (share, 1 - share))
         expected = F.cross_entropy(kept, data.labels) - F.cross_entropy(gone, data.labels)
@@ -173,7 +173,7 @@ def test_decoupling_parts_what_predicts_the_label_from_the_rest():
     data = tiny_set(32, classes=2).with_images(images).with_labels(labels)
     schedule = ADAM.replace(steps=60, lr=0.1, crop=0, flip=False)
     with session(precision="fp32"):
-        benign = mask(decoupled(Two().requires_grad_(False), data, schedule, rng=seeded()))
+        benign = soft_mask(decoupled(Two().requires_grad_(False), data, schedule, rng=seeded()))
     assert benign[0, 0].item() > 0.9
     assert benign[0, 1].item() < 0.1
 

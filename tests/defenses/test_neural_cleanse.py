@@ -118,7 +118,7 @@ def test_later_rounds_search_the_flagged_and_keep_a_patch_that_is_not_bettered(
     assert again["masks"].shape == found["masks"].shape
     assert not torch.equal(again["masks"], found["masks"])
     unlucky = quick.search(nn.Sequential(rigged, Never()), data, 2, rng=rng)
-    assert (unlucky.success, unlucky.norm) == (0, 256)
+    assert (unlucky.turned, unlucky.norm) == (0, 256)
     kept = quick.invert(nn.Sequential(rigged, Never()), data, rng=rng, state=found)
     assert torch.equal(kept["masks"], found["masks"])
     assert torch.equal(kept["flagged"], found["flagged"])

@@ -6,7 +6,7 @@ from torch import nn
 
 from ppr_core.data.images import to_float
 from ppr_core.errors import CheckpointError, DataError
-from ppr_core.reactivation.perturbation import aimed, success
+from ppr_core.reactivation.perturbation import aimed, success_rates
 from ppr_core.reactivation.triggers import Square, Triggers, Universal, universal
 from ppr_core.runtime import session
 from ppr_core.weights import snapshot
@@ -179,7 +179,7 @@ def test_the_control_reaches_a_target_from_clean_images():
     """A universal perturbation of a large budget fools a model that has no backdoor."""
     model = tiny_model(seed=1)
     outcome = search(WHITE.replace(eps=0.5), model)
-    before, after = success(
+    before, after = success_rates(
         {"m": model}, aimed(tiny_set(), 1), universal(outcome.tensors), [0, 0.5]
     )["m"]
     assert after > before

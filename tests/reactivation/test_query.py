@@ -8,7 +8,7 @@ from ppr_core.data.images import to_float
 from ppr_core.errors import CheckpointError, DataError
 from ppr_core.models.base import Normalise
 from ppr_core.reactivation import query
-from ppr_core.reactivation.perturbation import EPS, aimed, along, success
+from ppr_core.reactivation.perturbation import EPS, aimed, along, success_rates
 from ppr_core.reactivation.query import PAPER_ALPHAS, Generator, Query, generator_of
 from ppr_core.runtime import session
 from ppr_core.training import capture
@@ -240,7 +240,7 @@ def test_it_carries_the_retuned_answers_over():
         outcome = run(method, purified, relearned, Bright(0.3))
         perturb = along(generator_of(outcome.tensors))
         unseen = aimed(tiny_set(40, seed=9), 0)
-        rates = success({"purified": purified}, unseen, perturb, [0, 0.3])["purified"]
+        rates = success_rates({"purified": purified}, unseen, perturb, [0, 0.3])["purified"]
     assert outcome.history[-1]["loss"] < 0.1 * outcome.history[0]["loss"]
     assert rates == [0.0, 100.0]
 
@@ -262,7 +262,7 @@ def test_the_surrogate_holds_it_back():
         )
         perturb = along(generator_of(outcome.tensors))
         unseen = aimed(tiny_set(40, seed=9), 0)
-        rates = success({"purified": purified}, unseen, perturb, [0.3])["purified"]
+        rates = success_rates({"purified": purified}, unseen, perturb, [0.3])["purified"]
     assert rates == [0.0]
 
 

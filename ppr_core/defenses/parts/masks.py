@@ -174,25 +174,12 @@ class MaskPruning(Defense):
         validation: ImageSet | None = None,
         score: Judge | None = None,
     ) -> Outcome:
-        """Prune at the threshold that the rule chooses.
-
-        Args:
-            model: is changed.
-            data: clean images.
-            rng: of the masks, where they are not given.
-            state: the masks, from `prepare`.
-            validation: clean images for max_tau_under_val_drop.
-            score: a model's test figures for oracle_asr.
-
-        Raises:
-            DataError: tau is to be chosen, and there are no validation images.
-            ConfigError: it is to be chosen by test figures, which are not given.
-        """
+        """Prune at the threshold that the rule chooses."""
         judge = self._judge(validation, score)
         masks = dict(state or self.prepare(model, data, rng=rng))
         tau, info = self.tau, {}
         if judge:
-            rows = sweep(model, masks, self.tau_grid, judge)
+            rows = try_thresholds(model, masks, self.tau_grid, judge)
             tau, info = self._choose(rows), {"sweep": rows}
             if tau < 0:
                 info["warnings"] = ["no threshold tried keeps the accuracy: nothing was pruned"]
@@ -219,7 +206,7 @@ class MaskPruning(Defense):
         return (min(kept, key=lambda row: row["asr"]) if self.oracle else kept[-1])["tau"]
 
 
-def sweep(
+def try_thresholds(
     model: nn.Module,
     masks: Mapping[str, Tensor],
     taus: Iterable[float],

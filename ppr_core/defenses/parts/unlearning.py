@@ -31,9 +31,9 @@ SOURCES: dict[str, type[TriggerSource]] = {
 
 
 class Unlearning(Defense):
-    """Rounds of looking for a trigger and of tuning on images that carry it, rightly labelled.
+    """Alternate trigger inversion with tuning on images that carry the trigger and true labels.
 
-    Subclasses say in `hooks` how they step.
+    Subclasses whose steps are not plain ones override `hooks`.
     """
 
     privileges: ClassVar[str] = (
@@ -92,16 +92,7 @@ class Unlearning(Defense):
         validation: ImageSet | None = None,
         trigger: Change | None = None,
     ) -> Outcome:
-        """Invert and tune.
-
-        Args:
-            model: is changed.
-            data: clean images.
-            rng: of everything drawn.
-            state: what `prepare` returned; it is computed where it is missing.
-            validation: held-out clean images; their accuracy is reported.
-            trigger: the attacker's stamp, where the source is an oracle.
-        """
+        """Invert and tune."""
         state = state or self.prepare(model, data, rng=fork(rng, "prepare"))
         return self.tune(model, data, state, rng=rng, validation=validation, trigger=trigger)
 
@@ -142,13 +133,15 @@ class Unlearning(Defense):
         return Outcome(model, history, info)
 
     def hooks(self, model: nn.Module, mix: Mix) -> dict[str, Any]:
-        """Return what `fit` needs to step as this defense does.
+        """Return the arguments of `fit` that make its steps this defense's.
+
+        Plainly: the cross-entropy of batches in which a share of the images is triggered.
 
         Args:
             model: as it was handed in.
             mix: triggers a share of the images of a batch.
         """
-        raise NotImplementedError(f"{type(self).__name__}.hooks")
+        return {"on_batch": mix}
 
 
 def triggered_first(images: Tensor, reverse: Change, share: float) -> Tensor:
@@ -165,7 +158,9 @@ def triggered_first(images: Tensor, reverse: Change, share: float) -> Tensor:
 
 
 class Stepping(Unlearning):
-    """Unlearning that steps by the gradient taken at a distance rho, which it can choose itself.
+    """Unlearning whose gradient is evaluated at a distance rho from the current weights.
+
+    With a grid, validation chooses rho.
 
     Source: Min et al. 2024, arXiv:2410.09838, sec. 4.2 (the largest rho of a grid at which clean
     accuracy stays above a floor). Differs from the paper: the floor is a drop from the accuracy
@@ -193,11 +188,7 @@ class Stepping(Unlearning):
         validation: ImageSet | None = None,
         trigger: Change | None = None,
     ) -> Outcome:
-        """Invert and tune, with the largest rho that clean accuracy allows.
-
-        Raises:
-            DataError: rho is to be chosen, and there are no validation images.
-        """
+        """Invert and tune, with the largest rho that clean accuracy allows."""
         given = {"rng": rng, "validation": validation, "trigger": trigger}
         if not self.rho_grid:
             return super().run(model, data, state=state, **given)

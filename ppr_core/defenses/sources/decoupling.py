@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from ppr_core.data.images import ImageSet, to_float
 from ppr_core.metrics import EVAL_BATCH, evaluating
+from ppr_core.models.activations import soft_mask
 from ppr_core.models.base import features_of, normalise_of
 from ppr_core.runtime import autocast
 from ppr_core.training.fit import Schedule, fit
@@ -42,11 +43,6 @@ def passed(reverse: Reverse, frozen: nn.Module, pixels: Tensor) -> Pass:
     return Pass(images, found, features.float(), features_of(frozen, found).float())
 
 
-def mask(logits: Tensor) -> Tensor:
-    """Return the mask in (0, 1) of its logits."""
-    return torch.tanh(logits) / (2 + 1e-7) + 0.5
-
-
 def decoupled(
     frozen: nn.Module, data: ImageSet, schedule: Schedule, *, rng: torch.Generator
 ) -> Tensor:
@@ -64,7 +60,7 @@ def decoupled(
     logits = torch.randn(shape, generator=rng).to(data.device).requires_grad_()
 
     def loss(pixels: Tensor, labels: Tensor) -> Tensor:
-        maps, benign = features(pixels), mask(logits)
+        maps, benign = features(pixels), soft_mask(logits)
         kept = F.cross_entropy(frozen.head(benign * maps), labels)
         return kept - F.cross_entropy(frozen.head((1 - benign) * maps), labels)
 

@@ -15,13 +15,13 @@ from ppr_core.defenses.sources.decoupling import (
     decoupled,
     image_error,
     label_loss,
-    mask,
     passed,
     votes,
 )
 from ppr_core.defenses.sources.unet import MULTIPLE, fresh, load, load_slots, saved
 from ppr_core.errors import need
 from ppr_core.method import fork
+from ppr_core.models.activations import soft_mask
 from ppr_core.models.base import clone, normalise_of
 from ppr_core.training.fit import Schedule, fit, make_optimizer
 
@@ -111,7 +111,7 @@ class Inversion(TriggerSource):
         if not state or self.regenerate_each_round:
             logits = decoupled(frozen, data, self.decouple, rng=fork(rng, "decouple"))
             search = fork(rng, "generate")
-            args = (generator, frozen, data, mask(logits), state, optimizer, search)
+            args = (generator, frozen, data, soft_mask(logits), state, optimizer, search)
             found.setdefault("norm_share", self._generate(*args))
             found |= saved(generator, optimizer) | {"mask_logits": logits}
         reverse = self.reverse(generator, model)
@@ -133,7 +133,7 @@ class Inversion(TriggerSource):
     def findings(self, state: State) -> dict[str, Any]:
         """Return what the first round found (label, votes, mask, image errors), and doubts."""
         share = float(state["votes"].max() / state["votes"].sum())
-        mean = float(mask(state["mask_logits"]).mean())
+        mean = float(soft_mask(state["mask_logits"]).mean())
         found = {"label": int(state["label"]), "label_votes": share, "mask_mean": mean}
         # Inversions that were saved before these two were measured do not hold them.
         found |= {name: float(state[name]) for name in MEASURED if name in state}
