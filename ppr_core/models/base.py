@@ -255,7 +255,11 @@ def normalise_of(model: nn.Module) -> Normalise:
 
 def logits_of(model: nn.Module, normalised: Tensor) -> Tensor:
     """Return the logits of what `normalise_of(model)` gave."""
-    return model.logits_of(normalised) if hasattr(model, "logits_of") else model(normalised)
+    if hasattr(model, "logits_of"):
+        return model.logits_of(normalised)
+    if hasattr(model, "features_of"):
+        return model.head(model.features_of(normalised))
+    return model(normalised)
 
 
 def features_of(model: nn.Module, normalised: Tensor) -> Tensor:
