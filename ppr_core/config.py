@@ -80,11 +80,11 @@ class Settings(BaseModel):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle an object of a user's file by that file: no other process knows its module."""
-        module = sys.modules[type(self).__module__]
-        if not module.__name__.startswith(FILES):
+        module = type(self).__module__
+        if not module.startswith(FILES):
             return super().__reduce_ex__(protocol)
         values = {name: getattr(self, name) for name in self.model_fields_set}
-        return _again, (f"{module.__file__}:{type(self).__qualname__}", values)
+        return _again, (f"{sys.modules[module].__file__}:{type(self).__qualname__}", values)
 
     def flat(self) -> dict[str, Any]:
         """Return every setting under its dotted name, for tables and tracked parameters."""

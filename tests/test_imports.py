@@ -19,6 +19,7 @@ CORE = [
     "training",
     "metrics",
     "weights",
+    "behaviour",
     "method",
     "attacks",
     "checkpoints",

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ppr_core.config import Field
 from ppr_core.data.images import ImageSet, augmented, to_float
@@ -58,8 +59,10 @@ class IBau(Defense):
             return F.cross_entropy(shifted(model, images, chosen * delta), labels)
 
         def gradient(loss: Callable[[], Tensor]) -> Tensor:
-            # Second derivatives gain next to nothing from bf16, so they are taken in full.
-            with torch.autocast(data.device.type, enabled=False):
+            # Second derivatives gain next to nothing from bf16, so they are taken in full; fused
+            # attention has none.
+            plain = sdpa_kernel(SDPBackend.MATH)
+            with torch.autocast(data.device.type, enabled=False), plain:
                 value = loss()
                 inner = self.inner(model, first, labelled, delta)
                 slopes = hypergradient(

@@ -79,6 +79,7 @@ class Nad(Defense):
 
 def attention(maps: Tensor) -> Tensor:
     """Return attention maps (N, h, w): squares summed over channels, scaled to norm 1 in space."""
+    need(maps.ndim == 4, f"expected maps (N, C, h, w) from each stage, got {tuple(maps.shape)}")
     squares = maps.float().square().sum(1)
     return squares / (torch.linalg.vector_norm(squares, dim=(1, 2), keepdim=True) + 1e-6)
 

@@ -247,18 +247,22 @@ def normalised_convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d, 
 
 
 def normalise_of(model: nn.Module) -> Normalise:
-    """Return a network's first layer; for any other model, which takes pixels, the identity."""
-    if isinstance(model, Network):
+    """Return a model's first layer; where it tells of none, it takes pixels: the identity."""
+    if any(hasattr(model, name) for name in ("features_of", "logits_of")):
         return model.normalise
     return Normalise(*PIXELS).to(next(model.parameters()).device)
 
 
 def logits_of(model: nn.Module, normalised: Tensor) -> Tensor:
     """Return the logits of what `normalise_of(model)` gave."""
-    return model.logits_of(normalised) if isinstance(model, Network) else model(normalised)
+    if hasattr(model, "logits_of"):
+        return model.logits_of(normalised)
+    if hasattr(model, "features_of"):
+        return model.head(model.features_of(normalised))
+    return model(normalised)
 
 
 def features_of(model: nn.Module, normalised: Tensor) -> Tensor:
     """Return the features of what `normalise_of(model)` gave."""
-    own = isinstance(model, Network)
+    own = hasattr(model, "features_of")
     return model.features_of(normalised) if own else model.features(normalised)

@@ -27,7 +27,7 @@ def renamed(name: str, own: Iterable[str], model: nn.Module) -> str:
     if known:
         theirs = max(known, key=len)
         name = published[theirs] + name.removeprefix(theirs)
-    return name.replace(".shortcut.", ".downsample.")
+    return name if name in own else name.replace(".shortcut.", ".downsample.")
 
 
 def _published(model: nn.Module) -> dict[str, str]:

@@ -55,8 +55,8 @@ def proposal(registry: Mapping[str, type[Architecture]], state: Mapping[str, Ten
     of = f"of {_classes(unwrapped(state))} classes"
     if len(perfect) > 1:
         return (
-            f"fits {', and '.join(perfect)}, {of}: they differ in what has no weights, so that only the "
-            "answers tell them apart (state the C-Acc that you expect)"
+            f"fits {', and '.join(perfect)}, {of}: they differ in what has no weights, so that "
+            "only the answers tell them apart (state the C-Acc that you expect)"
         )
     if perfect:
         return f"fits {perfect[0]}, {of}"

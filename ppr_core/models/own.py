@@ -6,10 +6,10 @@ from typing import Any, ClassVar, Self
 from pydantic import model_validator
 from torch import nn
 
-from ppr_core.config import Field, code_digest, load_own
+from ppr_core.config import Field, code_digest, from_registry, load_own
 from ppr_core.errors import need
-from ppr_core.models.base import PIXELS, Architecture, Network
-from ppr_core.models.pretrained import need_stats
+from ppr_core.models.base import PIXELS, Architecture, Network, Normalise
+from ppr_core.models.pretrained import Statistics, need_stats
 from ppr_core.models.wrap import wrap
 
 
@@ -57,3 +57,39 @@ class Own(Architecture):
     def own_code(self) -> str | None:
         """Return a digest of the file that the callable comes from."""
         return code_digest(load_own(self.path, "model"))
+
+
+class Normalised(Statistics):
+    """Another architecture with another normalisation: for weights that were trained with it.
+
+    It is named by path, `ppr_core.models.own:Normalised`.
+    """
+
+    source: ClassVar[str] = "a user's own"
+
+    model: dict[str, Any] = Field({"name": "resnet18"}, description="architecture and its settings")
+
+    @model_validator(mode="after")
+    def _check_model(self) -> Self:
+        self.inner()
+        return self
+
+    def inner(self) -> Architecture:
+        """Return the architecture."""
+        from ppr_core.models import MODELS  # late: the registry stands above
+
+        return from_registry(MODELS, self.model, "model")
+
+    def make(self, num_classes: int) -> Network:
+        """Build it, and put the first layer in its place."""
+        model = self.inner().make(num_classes)
+        model.normalise = Normalise(*self.stats)
+        return model
+
+    def skeleton(self, num_classes: int) -> Network:
+        """Return it without memory for its weights."""
+        return self.inner().skeleton(num_classes)
+
+    def own_code(self) -> str | None:
+        """Return a digest of the user's code that it runs, if any."""
+        return self.inner().own_code()

@@ -87,7 +87,7 @@ def test_a_model_without_the_layer_is_refused(data, rng):
     with pytest.raises(ConfigError, match="expected a model with linear"):
         FinePruning()(plain, data, rng=rng)
     plain.linear = plain[1]
-    with pytest.raises(ConfigError, match="expected a model with a convolution"):
+    with pytest.raises(ConfigError, match="expected a model with convolutions"):
         FinePruning(where="last_conv")(plain, data, rng=rng)
 
 

@@ -568,9 +568,9 @@ def test_images_that_cannot_be_halved_four_times_are_refused(cls, model):
 
 def test_a_model_in_one_piece_is_refused(data):
     lump = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4))
-    with pytest.raises(ConfigError, match="Sequential without normalise, features_of, head"):
+    with pytest.raises(ConfigError, match="a model with features and head, got a Sequential"):
         Pam()(lump, data, rng=seeded())
-    with pytest.raises(ConfigError, match="Sequential without features, head"):
+    with pytest.raises(ConfigError, match="expected a model with features and head"):
         Bti(inversion="real")(lump, data, rng=seeded())
     real = shrink(Pam(inversion="real"))  # PAM itself asks nothing of a model
     assert real(lump, data, rng=seeded(), trigger=lambda images: 255 - images).history

@@ -173,5 +173,5 @@ def test_two_passes_a_step_and_statistics_of_the_first(model, data, rng):
 
 def test_a_model_without_convolutions_is_refused(data, rng):
     plain = nn.Sequential(nn.Flatten(), nn.Linear(768, 4))
-    with pytest.raises(ConfigError, match="expected a model with some"):
+    with pytest.raises(ConfigError, match="expected a model with convolutions"):
         Tsbd()(plain, data, rng=rng)

@@ -268,3 +268,32 @@ def test_torchvision_by_name():
 def test_a_users_model_that_does_not_fit_is_refused(file, name, more, message):
     with pytest.raises(ConfigError, match=message):
         build({"name": f"{file}:{name}", **more}, 10, seed=0)
+
+
+def test_any_architecture_takes_another_normalisation(file, tmp_path):
+    name = "ppr_core.models.own:Normalised"
+    small = {"name": "resnet18", "width": 4, "blocks": 1}
+    spec = {"name": name, "model": small, "mean": [0.1] * 3, "std": [0.5] * 3}
+    model, plain = build(spec, 4, seed=0).eval(), build(small, 4, seed=0).eval()
+    assert torch.equal(model.linear.weight, plain.linear.weight)
+    assert torch.equal(model(PIXELS), plain.logits_of((PIXELS - 0.1) / 0.5))
+    bare = from_registry(MODELS, spec, "model").skeleton(4)
+    assert model.state_dict().keys() == bare.state_dict().keys()
+    own = {"name": name, "model": {"name": f"{file}:tiny"}}
+    assert len(from_registry(MODELS, own, "model").own_code()) == 64
+    with pytest.raises(ConfigError, match="unknown model: 'resnet81'"):
+        build({"name": name, "model": {"name": "resnet81"}}, 4, seed=0)
+
+
+def test_a_users_own_shortcut_keeps_its_name(tmp_path):
+    class Short(Plain):
+        def __init__(self):
+            super().__init__()
+            self.stage = nn.Sequential()
+            self.stage.shortcut = nn.Conv2d(4, 8, 1)
+
+    net = drawn(Short).eval()
+    model = wrap(net)
+    torch.save(net.state_dict(), tmp_path / "short.pt")
+    model.load_state_dict(read(tmp_path / "short.pt", model))
+    torch.testing.assert_close(model.eval()(PIXELS), net(PIXELS))

@@ -3,7 +3,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ppr_core.config import ConfigError
 from ppr_core.data.images import to_float
 from ppr_core.errors import CheckpointError, DataError
 from ppr_core.models.base import Normalise
@@ -278,7 +277,5 @@ def test_errors(data):
     ):
         with pytest.raises(DataError, match=message):
             run(method)
-    with pytest.raises(ConfigError, match="model with normalise"):
-        run(FAST, torch.nn.Linear(2, 2))
     assert shrink(Query()).width == 2
     assert query.PREFIX == "generator."
