@@ -169,7 +169,10 @@ class Plan:
                 "expected the surrogate of QRA among the models; set query.surrogate to clean or "
                 "ep, and have clean_control or the defense ep",
             )
-        return {name: MEASURES[name](**values) for name, values in study.measures.items()}
+        return {
+            name: MEASURES[name].labelled(f"measure {name}", values)
+            for name, values in study.measures.items()
+        }
 
     def _query_of(self, attack: str) -> Query | None:
         """QRA's settings against one attack: alpha is the paper's where none is given."""
@@ -203,7 +206,7 @@ class Plan:
                 need(label in known, unknown("attack in retuning.poisoned", label, known))
             default = Retuning.model_fields["poisoned"].default
             settings["poisoned"] = counts.get(attack, default)
-        return Retuning(**settings)
+        return Retuning.labelled("retuning", settings)
 
     # -- stages ----------------------------------------------------------------------------
 
@@ -543,10 +546,7 @@ def _method(
     values["name"] = values.pop("method", label)
     if ":" in str(values["name"]):
         registry = {values["name"]: _users_own(values["name"], what)}
-    try:
-        return from_registry(registry, values, what)
-    except ConfigError as error:
-        raise ConfigError(f"{what} {label}: {error}") from None
+    return from_registry(registry, values, what, f"{what} {label}")
 
 
 def _users_own(name: str, what: str) -> type:
