@@ -119,6 +119,14 @@ def test_only_one_module_imports(library):
     assert users <= ONLY_IMPORTER[library]
 
 
+def test_what_only_posix_has_is_imported_where_it_is_there():
+    for path in FILES:
+        top = ast.Module(ast.parse(path.read_text()).body, [])
+        top.body = [node for node in top.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = {alias.name for node in top.body for alias in node.names}
+        assert not names & {"fcntl", "grp", "pwd", "resource", "termios"}, path
+
+
 def test_the_core_needs_no_tracking_plots_widgets_or_cluster():
     blocked = ["mlflow", "papermill", "matplotlib", "seaborn", "ipywidgets", "ray"]
     code = (
