@@ -10,16 +10,42 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from ppr_core.errors import ConfigError, need
 
-__all__ = ["Field", "Settings", "derive", "digest", "from_registry", "load_own"]
+__all__ = [
+    "Budget",
+    "Field",
+    "Settings",
+    "derive",
+    "digest",
+    "from_registry",
+    "load_own",
+]
 
 FILES = "ppr_own_"  # modules made from a user's files are called this, and a digest of the path
+
+
+class SettingsError(ConfigError):
+    """What is wrong with some settings: a message for each, by dotted name."""
+
+    def __init__(self, label: str, problems: list[tuple[str, str]]) -> None:
+        super().__init__(label, problems)  # all of them: errors travel between processes
+        self.label, self.problems = label, problems
+
+    def __str__(self) -> str:
+        return "; ".join(f"{self.label}{path}: {text}" for path, text in self.problems)
 
 
 class Settings(BaseModel):
@@ -37,7 +63,15 @@ class Settings(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ConfigError(_explain(type(self), error)) from None
+            raise SettingsError(type(self).__name__, _problems(type(self), error)) from None
+
+    @classmethod
+    def labelled(cls, label: str, values: Mapping[str, Any]) -> Self:
+        """Build it from what a user wrote under `label`; errors name that instead of the class."""
+        try:
+            return cls(**values)
+        except SettingsError as error:
+            raise SettingsError(label, error.problems) from None
 
     @model_validator(mode="before")
     @classmethod
@@ -48,7 +82,11 @@ class Settings(BaseModel):
         merged = dict(values)
         for name, field in cls.model_fields.items():
             if isinstance(field.default, Settings) and isinstance(merged.get(name), Mapping):
-                merged[name] = field.default.replace(**merged[name])
+                try:
+                    merged[name] = field.default.replace(**merged[name])
+                except SettingsError as error:
+                    inner = [(f".{name}{path}", text) for path, text in error.problems]
+                    raise SettingsError(cls.__name__, inner) from None
         return merged
 
     def replace(self, **overrides: Any) -> Self:
@@ -115,6 +153,9 @@ class Settings(BaseModel):
         return rows
 
 
+Kind = TypeVar("Kind", bound=Settings)
+
+
 def _flatten(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
     if isinstance(value, Mapping) and (value or not prefix):
         for key, inner in value.items():
@@ -123,27 +164,46 @@ def _flatten(value: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
         yield prefix, value
 
 
-def _explain(cls: type[Settings], error: ValidationError) -> str:
-    """Turn pydantic's report into "expected X, got Y" lines, naming the known settings."""
-    lines = []
+def _problems(cls: type[Settings], error: ValidationError) -> list[tuple[str, str]]:
+    """Turn pydantic's report into "expected X, got Y" by dotted name, naming the known settings."""
+    problems = []
     for problem in error.errors():
-        path = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            lines.append(unknown(f"setting of {cls.__name__}", path, cls.model_fields))
-            continue
-        at = f"{cls.__name__}.{path}" if path else cls.__name__
-        if problem["type"] == "value_error":  # our own words already
-            lines.append(f"{at}: {problem['msg'].removeprefix('Value error, ')}")
-            continue
-        if problem["type"] == "missing":
-            lines.append(f"{at}: expected a value, got none (this setting has no default)")
-            continue
-        message = problem["msg"].removeprefix("Input ").removeprefix("should be ")
-        hint = ""
-        if isinstance(problem["input"], str) and ("number" in message or "integer" in message):
-            hint = " (YAML reads 1e-3 as text: write 1.0e-3)"
-        lines.append(f"{at}: expected {message}, got {problem['input']!r}{hint}")
-    return "; ".join(lines)
+        path = "".join(f".{part}" for part in problem["loc"])
+        cause = problem.get("ctx", {}).get("error")
+        if isinstance(cause, SettingsError):  # of a nested group
+            problems += cause.problems
+        elif problem["type"] == "extra_forbidden":
+            problems.append(("", unknown("setting", path[1:], cls.model_fields)))
+        elif problem["type"] == "value_error":  # our own words already
+            problems.append((path, problem["msg"].removeprefix("Value error, ")))
+        elif problem["type"] == "missing":
+            problems.append((path, "expected a value, got none (this setting has no default)"))
+        else:
+            problems.append((path, _expected(problem["msg"], problem["input"])))
+    return problems
+
+
+def _expected(message: str, got: Any) -> str:
+    message = message.removeprefix("Input ").removeprefix("should be ")
+    hint = ""
+    if isinstance(got, str) and ("number" in message or "integer" in message):
+        hint = " (YAML reads 1e-3 as text: write 1.0e-3)"
+    return f"expected {message}, got {got!r}{hint}"
+
+
+def _fraction(value: Any) -> Any:
+    """Read "8/255"; leave numbers as they are."""
+    if not isinstance(value, str):
+        return value
+    try:
+        above, below = map(float, value.split("/"))
+        return above / below
+    except (ValueError, ZeroDivisionError):
+        raise ConfigError(f"expected a budget such as 8/255, got {value!r}") from None
+
+
+# Largest change of a pixel in [0, 1]; written as a number, or as "8/255".
+Budget = Annotated[float, BeforeValidator(_fraction), Field(ge=0, le=1)]
 
 
 def unknown(what: str, got: str, known: Iterable[str]) -> str:
@@ -154,24 +214,37 @@ def unknown(what: str, got: str, known: Iterable[str]) -> str:
     return f"unknown {what}: {got!r}{hint}; expected one of {', '.join(names)}"
 
 
-def from_registry(registry: Mapping[str, type], spec: str | Mapping[str, Any], what: str) -> Any:
-    """Build what `spec` names: "name" or {"name": ..., overrides}.
+def from_registry(
+    registry: Mapping[str, type[Kind]],
+    spec: str | Mapping[str, Any],
+    what: str,
+    label: str | None = None,
+) -> Kind:
+    """Build the registered class that `spec` names: "name" or {"name": ..., overrides}.
 
     A name with a colon is a user's own, `module:Class` or `file.py:Class`: a subclass of what the
     registered classes have in common, or whatever that class adopts.
+
+    Args:
+        registry: name -> class.
+        spec: the name, and what differs from the defaults.
+        what: a registry's entry is called, such as "attack".
+        label: that errors name, such as "attack badnet"; `what` if not given.
 
     Raises:
         ConfigError: unknown name, unknown setting, wrong type, or out of range.
     """
     values = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = values.pop("name", None)
-    need(isinstance(name, str), f"expected a {what} name in {spec!r}; known: {sorted(registry)}")
+    known = f"expected a {what} name in {spec!r}; known: {sorted(registry)}"
+    need(isinstance(name, str), known)
+    name = str(name)
     if ":" in name:
         found, base = load_own(name, what), _base(registry)
         own = isinstance(found, type) and issubclass(found, base)
-        return found(**values) if own else base.adopt(name, found, values)
+        return found.labelled(label or what, values) if own else base.adopt(name, found, values)
     need(name in registry, unknown(what, name, registry))
-    return registry[name](**values)
+    return registry[name].labelled(label or what, values)
 
 
 def load_own(path: str, what: str) -> Any:

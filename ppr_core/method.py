@@ -2,13 +2,13 @@
 
 import contextlib
 import inspect
-import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +18,9 @@ from ppr_core.errors import DataError, need
 from ppr_core.models.base import clone
 from ppr_core.models.needs import need_all, need_true_cut
 from ppr_core.runtime import Cost, Record, counted, seed_of, seeded
+
+if sys.platform != "win32":
+    import resource
 
 
 @dataclass
@@ -56,9 +59,13 @@ class Method(Settings):
         """Whether, so configured, it uses what a real defender cannot have."""
         return False
 
-    def run(self, model: nn.Module, data: ImageSet, *, rng: torch.Generator) -> Outcome:
-        """Do the work on a model that may be changed."""
-        raise NotImplementedError(f"{type(self).__name__}.run")
+    if TYPE_CHECKING:  # (model, data, *, rng) and, by name, what else a method asks for
+        run: ClassVar[Callable[..., Outcome]]
+    else:
+
+        def run(self, model: nn.Module, data: ImageSet, *, rng: torch.Generator) -> Outcome:
+            """Do the work on a model that may be changed."""
+            raise NotImplementedError(f"{type(self).__name__}.run")
 
     def needed(self) -> tuple[str, ...]:
         """Return what, so configured, it needs of a model: keys of `models.needs.NEEDS`."""
@@ -132,6 +139,8 @@ def _peak_bytes(device: torch.device) -> int:
     """Return the peak memory: of this call on CUDA, of the whole process so far on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ppr_core.attacks import ATTACKS
-from ppr_core.config import Field, Settings, derive, digest, from_registry
+from ppr_core.config import Budget, Field, Settings, derive, digest, from_registry
 from ppr_core.data import DATASETS, load
 from ppr_core.defenses import DEFENSES
 from ppr_core.errors import ConfigError
@@ -45,7 +45,7 @@ def test_settings_are_frozen():
         ({"size": True}, "expected a valid integer, got True"),
         ({"inner": {"lr": "1e-3"}}, r"write 1\.0e-3"),
         ({"inner": {"lr": -1}}, "expected greater than 0, got -1"),
-        ({"inner": {"rate": 1}}, "unknown setting of Inner"),
+        ({"inner": {"rate": 1}}, r"Outer\.inner: unknown setting: 'rate'"),
     ],
 )
 def test_bad_settings_say_expected_and_got(values, message):
@@ -68,6 +68,32 @@ def test_registry_names_what_is_known():
     assert from_registry({"inner": Inner}, {"name": "inner", "steps": 1}, "thing").steps == 1
     with pytest.raises(ConfigError, match=r"unknown thing: 'iner' \(did you mean 'inner'\?\)"):
         from_registry({"inner": Inner}, "iner", "thing")
+
+
+def test_errors_name_what_the_user_wrote():
+    with pytest.raises(ConfigError) as error:
+        from_registry({"outer": Outer}, {"name": "outer", "inner": {"lr": -1}, "sise": 1}, "thing")
+    assert str(error.value).startswith("thing.inner.lr: expected greater than 0, got -1")
+    with pytest.raises(ConfigError, match=r"^thing mine\.size: expected greater") as error:
+        from_registry({"outer": Outer}, {"name": "outer", "size": 0}, "thing", "thing mine")
+    assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
+
+
+class Bounded(Settings):
+    eps: Budget = Field(8 / 255, description="of a pixel")
+
+
+def test_budgets_are_written_as_fractions_and_are_the_same_numbers():
+    assert Bounded(eps="8/255") == Bounded()
+    assert Bounded(eps="1.5/255").eps == 1.5 / 255
+    assert Bounded(eps=0).eps == 0.0
+    assert Bounded(eps="16/255").flat() == {"eps": 16 / 255}
+
+
+@pytest.mark.parametrize("wrong", ["8", "8/0", "8/255/2", "eight", "512/255", 2, -0.1, True])
+def test_a_budget_outside_0_to_1_is_refused(wrong):
+    with pytest.raises(ConfigError, match=r"Bounded\.eps: expected .*, got"):
+        Bounded(eps=wrong)
 
 
 def test_derive_is_the_same_on_every_machine_and_differs_by_name():

@@ -122,6 +122,13 @@ def test_only_one_module_imports(library):
     assert users <= ONLY_IMPORTER[library]
 
 
+def test_what_only_posix_has_is_imported_where_it_is_there():
+    for path in FILES:
+        top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import)]
+        names = {alias.name for node in top for alias in node.names}
+        assert not names & {"fcntl", "grp", "pwd", "resource", "termios"}, path
+
+
 def test_the_core_needs_no_tracking_plots_widgets_or_cluster():
     blocked = ["mlflow", "papermill", "matplotlib", "seaborn", "ipywidgets", "ray"]
     code = (

@@ -1,13 +1,15 @@
 import json
 import re
+import shlex
 from collections import Counter
 
 import pytest
 
+from ppr_core.cli.study import read
 from ppr_core.defenses import Bti
 from ppr_core.defenses.parts.unlearning import Stepping
 from ppr_core.lab import notebooks
-from ppr_core.lab.places import ROOT
+from ppr_core.lab.places import ROOT, study_file
 from ppr_core.lab.plan import CLEAN, MEASURES, NEEDED, NO_DEFENSE, Plan
 from ppr_core.lab.study import Study
 
@@ -17,6 +19,16 @@ COSTS = re.findall(
     r"^\| (\w+)\.yaml .* (\d+) trainings(?: and|,) (\d+) purified", INDEX, re.MULTILINE
 )
 LATER = re.findall(r"^\| (\w+)\.yaml .*; ([^;]+) after (\w+)\.yaml", INDEX, re.MULTILINE)
+
+
+FIGURES = dict(re.findall(r"^\| ([\d, to]+) \| `([^`]+)`", INDEX, re.MULTILINE))
+
+
+def needed(notebook):
+    """The measures that a notebook shows."""
+    cells = json.loads(notebooks.find(notebook).read_text())["cells"]
+    source = "".join(line for cell in cells for line in cell["source"])
+    return re.findall(r'section\.need\("(\w+)"\)', source)
 
 
 def load(name):
@@ -43,12 +55,28 @@ def test_every_study_file_says_what_it_costs_and_how_to_run_it(path):
         assert cost.rstrip(".") in line, "the index and the file disagree"
 
 
-def test_each_table_and_figure_of_the_paper_has_its_file():
-    names = {path.stem for path in FILES}
-    assert {f"table{number:02d}" for number in range(1, 12)} <= names
-    figures = {f"figure{number:02d}" for number in range(1, 17)}
-    assert figures <= names
-    assert figures <= {name for name, _, _ in LATER}, "each says what it costs after its table"
+def test_each_table_of_the_paper_has_its_file():
+    assert {f"table{number:02d}" for number in range(1, 12)} <= {path.stem for path in FILES}
+
+
+def test_each_figure_of_the_paper_has_its_command():
+    named = set()
+    for first, last, more in re.findall(r"(\d+)(?: to (\d+))?((?:, \d+)*)", " ".join(FIGURES)):
+        named |= {*range(int(first), int(last or first) + 1), *map(int, more.split(", ")[1:])}
+    assert named == set(range(1, 17))
+
+
+@pytest.mark.parametrize(("figure", "command"), FIGURES.items(), ids=list(FIGURES))
+def test_a_figure_is_its_table_with_fewer_measures(figure, command):
+    table, *_ = words = shlex.split(command)
+    assert Study.load(study_file(table)).name == table
+    plan = Plan(Study(**read(words[0], words[2::2])))
+    there = {stage.key for stage in load(table).stages()}
+    assert {stage.key for stage in plan.stages()} <= there, "it costs something after its table"
+    assert set(plan.study.measures) <= set(load(table).study.measures)
+    [notebook] = plan.study.notebooks
+    for measure in needed(notebook):
+        assert measure in plan.measures, f"{notebook} needs {measure}"
 
 
 @pytest.mark.parametrize(("name", "trainings", "purified"), COSTS, ids=[row[0] for row in COSTS])
@@ -60,7 +88,7 @@ def test_the_models_it_names_are_those_of_its_plan(name, trainings, purified):
 
 
 @pytest.mark.parametrize(("name", "costs", "first"), LATER, ids=[row[0] for row in LATER])
-def test_a_figure_costs_only_its_own_measures_after_its_table(name, costs, first, monkeypatch):
+def test_a_table_costs_only_what_is_its_own_after_another(name, costs, first, monkeypatch):
     # Tiny-ImageNet's key is the content of its files, which are not here.
     monkeypatch.setattr(Plan, "_images_key", property(lambda plan: plan.study.dataset))
     there = {stage.key for stage in load(first).stages()}
@@ -94,9 +122,7 @@ def test_the_small_studies_keep_pam_s_first_generator_as_the_released_code_does(
 def test_a_study_measures_what_its_notebooks_show(path):
     plan = load(path.stem)
     for notebook in plan.study.notebooks:
-        cells = json.loads(notebooks.find(notebook).read_text())["cells"]
-        source = "".join(line for cell in cells for line in cell["source"])
-        for measure in re.findall(r'section\.need\("(\w+)"\)', source):
+        for measure in needed(notebook):
             assert measure in plan.measures, f"{notebook} needs {measure}"
 
 

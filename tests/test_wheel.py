@@ -83,7 +83,8 @@ def test_a_study_finds_the_shipped_files_and_stores_where_one_stands(
     program = """
 from ppr_core.cli.main import main
 from ppr_core.lab import notebooks
-assert not main(["study", "demo", "--dry-run"])
+small = ["-p", "defenses={}", "-p", "measures={}", "-p", "rho_grid=[]"]
+assert not main(["study", "demo", "--dry-run", *small])
 assert not main(["study", "tiny.yaml", "--no-notebooks"])
 print(notebooks.find("06_claims"), notebooks.code())
 """

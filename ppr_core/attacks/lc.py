@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ppr_core.attacks.base import Attack, State
 from ppr_core.attacks.parts.adversarial import Adversary, craft, fit_robust
-from ppr_core.config import Field, from_registry
+from ppr_core.config import Budget, Field, from_registry
 from ppr_core.data.images import ImageSet
 from ppr_core.data.splits import hold_out
 from ppr_core.errors import DataError, need
@@ -39,17 +39,17 @@ class LabelConsistent(Attack):
     source: ClassVar[str] = "Turner et al. 2019, arXiv:1912.02771; Min et al. 2024, sec. B.2"
     clean_label: ClassVar[bool] = True
 
-    eps: float = Field(
-        8 / 255, ge=0, le=1, description="largest adversarial change of a pixel; 0: corners alone"
+    eps: Budget = Field(
+        8 / 255, description="largest adversarial change of a pixel; 0: corners alone"
     )
-    step: float = Field(1.5 / 255, ge=0, le=1, description="change of a pixel in one iteration")
+    step: Budget = Field(1.5 / 255, description="change of a pixel in one iteration")
     iterations: int = Field(100, ge=0, description="gradient steps on each image")
     amplitude: float = Field(
         1.0, ge=0, le=1, description="strength of the corners in training; 1 in the test stage"
     )
     surrogate: dict[str, Any] = Field({"name": "resnet18"}, description="model that is misled")
     surrogate_schedule: Schedule = Field(SURROGATE, description="of the surrogate's training")
-    surrogate_eps: float = Field(8 / 255, ge=0, le=1, description="that the surrogate resists")
+    surrogate_eps: Budget = Field(8 / 255, description="that the surrogate resists")
     adversary: Adversary = Field(
         "fgsm",
         description="of the surrogate's training: one step from a random start, PGD-7, or none",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ppr_core.config import Field
+from ppr_core.config import Budget, Field
 from ppr_core.data.images import ImageSet
 from ppr_core.defenses.base import Defense
 from ppr_core.method import Outcome, fork
@@ -29,7 +29,7 @@ class Sau(Defense):
     version: ClassVar[int] = 2
     source: ClassVar[str] = "Wei et al. 2023, arXiv:2307.10562, alg. 1"
 
-    bound: float = Field(0.2, ge=0, description="of the perturbation, L-inf, pixels in [0, 1]")
+    bound: Budget = Field(0.2, description="of the perturbation, L-inf, pixels in [0, 1]")
     step_size: float = Field(0.2, ge=0, description="of each sign step")
     search_steps: int = Field(5, ge=0, description="sign steps of the perturbation")
     fooling: float = Field(0.01, ge=0, description="perturbation: weight of fooling either model")

@@ -17,7 +17,7 @@ from ppr_core.config import Settings, digest, from_registry, unknown
 from ppr_core.connectivity import Line
 from ppr_core.data.splits import Reserve, reserve
 from ppr_core.defenses import DEFENSES, ExactPurification
-from ppr_core.errors import CheckpointError, ConfigError, DataError, need
+from ppr_core.errors import CheckpointError, DataError, need
 from ppr_core.lab.places import data_folder
 from ppr_core.lab.study import Study
 from ppr_core.models import MODELS
@@ -168,7 +168,10 @@ class Plan:
                 "expected the surrogate of QRA among the models; set query.surrogate to clean or "
                 "ep, and have clean_control or the defense ep",
             )
-        return {name: MEASURES[name](**values) for name, values in study.measures.items()}
+        return {
+            name: MEASURES[name].labelled(f"measure {name}", values)
+            for name, values in study.measures.items()
+        }
 
     def _query_of(self, attack: str) -> Query | None:
         """QRA's settings against one attack: alpha is the paper's where none is given."""
@@ -202,7 +205,7 @@ class Plan:
                 need(label in known, unknown("attack in retuning.poisoned", label, known))
             default = Retuning.model_fields["poisoned"].default
             settings["poisoned"] = counts.get(attack, default)
-        return Retuning(**settings)
+        return Retuning.labelled("retuning", settings)
 
     # -- stages ----------------------------------------------------------------------------
 
@@ -540,7 +543,4 @@ def _method(
     """Build the method that a study's label stands for: its own name, or `method: name`."""
     values = dict(settings or {})
     values["name"] = values.pop("method", label)
-    try:
-        return from_registry(registry, values, what)
-    except ConfigError as error:
-        raise ConfigError(f"{what} {label}: {error}") from None
+    return from_registry(registry, values, what, f"{what} {label}")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ppr_core.config import Field
+from ppr_core.config import Budget, Field
 from ppr_core.data.images import ImageSet
 from ppr_core.data.splits import draw
 from ppr_core.errors import CheckpointError, DataError, need
@@ -89,7 +89,7 @@ class Query(Method):
 
     clean: int = Field(500, ge=0, description="clean images to train on")
     poisoned: int = Field(500, ge=0, description="triggered images to train on")
-    eps: float = Field(EPS, ge=0, le=1, description="largest change of a pixel, in [0, 1]")
+    eps: Budget = Field(EPS, description="largest change of a pixel, in [0, 1]")
     form: Literal["code", "paper"] = Field(
         "code",
         description="what alpha weights: the divergence (authors' code), or the surrogate's "

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ppr_core.config import Field, Settings
+from ppr_core.config import Budget, Field, Settings
 from ppr_core.data.images import ImageSet, to_float
 from ppr_core.data.splits import draw
 from ppr_core.errors import CheckpointError, DataError, need
@@ -31,7 +31,7 @@ class OptimisedTrigger(Method):
     backdoor; `perturbation.aimed` clean images make the control, a universal adversarial attack.
     """
 
-    eps: float = Field(0.05, ge=0, le=1, description="largest change of a pixel, in [0, 1]")
+    eps: Budget = Field(0.05, description="largest change of a pixel, in [0, 1]")
     images: int = Field(500, ge=1, description="images that the search sees")
 
     def check(self, model: nn.Module, data: ImageSet) -> None:

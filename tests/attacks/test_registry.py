@@ -349,7 +349,7 @@ def test_unknown_and_wrong_settings_are_refused(name):
         make(poison_rate=1.5)
     with pytest.raises(ConfigError, match="target: expected a valid integer, got '0'"):
         make(target="0")
-    with pytest.raises(ConfigError, match="unknown setting of Schedule: 'epoch'"):
+    with pytest.raises(ConfigError, match=r"training: unknown setting: 'epoch'"):
         make(training={"epoch": 1})
 
 

@@ -125,7 +125,7 @@ def test_a_shared_folder_is_readable_to_others(tmp_path):
     [
         ("shape", "did you mean 'shapes'"),
         ({"name": "shapes", "sise": 8}, "did you mean 'size'"),
-        ({"name": "shapes", "size": "8"}, "Shapes.size"),
+        ({"name": "shapes", "size": "8"}, "dataset.size"),
         ({"size": 8}, "expected a dataset name"),
     ],
 )

@@ -388,7 +388,7 @@ def test_another_source_plugs_in_by_one_argument(model, data, rng):
     ("settings", "message"),
     [
         ({"inversion": "guess"}, "unknown trigger source: 'guess'"),
-        ({"inversion": {"name": "bti", "widht": 8}}, "unknown setting of Inversion: 'widht'"),
+        ({"inversion": {"name": "bti", "widht": 8}}, "unknown setting: 'widht'"),
         ({"rho_grid": [-0.1]}, "greater than or equal to 0"),
         ({"reversed_share": 1.5}, "less than or equal to 1"),
         ({"bn": "off"}, "track_probe"),

@@ -134,7 +134,7 @@ def test_alpha_is_the_papers_unless_given():
         ({"measures": {"path": {"points": 1}}}, "greater than or equal to 2, got 1"),
         ({"measures": {"path": {}, "connection": {}}, "defenses": {"ft": {}}}, "the defense 'ep'"),
         ({"measures": {"query": {}}, "clean_control": False}, "surrogate of QRA"),
-        ({"budgets": [16.0]}, "expected pixel budgets from 0 to 1"),
+        ({"budgets": [16.0]}, "expected less than or equal to 1, got 16.0"),
         ({"checkpoints": {"badnt": "x"}}, "did you mean 'badnet'"),
         ({"defenses": {"mine": {"method": "no.such:Defense"}}}, "module:Class"),
         ({"defenses": {"mine": {"method": "pathlib:Path"}}}, "subclass of Defense"),
