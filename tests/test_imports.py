@@ -46,6 +46,7 @@ REPORTING = [
     "reporting.paper",
     "reporting.evidence",
     "reporting.claims",
+    "reporting.leaderboard",
     "reporting.plots",
     "reporting.report",
     "explorer",

@@ -1,7 +1,8 @@
 """The cells of the reactivation battery: one tuning each, over data that they share."""
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,16 @@ class Cell(Settings):
     )
     curve: list[tuple[int, float | None]] = Field([], description="(epochs, ASR) on the way")
     admissible: bool | None = Field(None, description="no clean model woke; none: not judged")
+
+
+def dump(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Return cells as JSON values."""
+    return [cell.model_dump(mode="json") for cell in cells]
+
+
+def load(values: Sequence[Mapping[str, Any]]) -> list[Cell]:
+    """Return the cells that `dump` wrote."""
+    return [Cell.model_validate_json(json.dumps(value)) for value in values]
 
 
 class Bench:

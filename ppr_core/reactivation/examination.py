@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -13,8 +14,10 @@ from ppr_core.models.base import batch_norms
 from ppr_core.reactivation.battery import Battery
 from ppr_core.reactivation.cells import Bench, Cell, Setting
 from ppr_core.reactivation.figures import (
+    Limits,
     QueryResult,
     Verdict,
+    by_count,
     by_place,
     counted,
     judged,
@@ -56,7 +59,8 @@ class Figures(Settings):
     ep_p_asr: list[float] = Field([], description="EP's, draw by draw")
     wake_count: float | None = Field(None, description="n50; none: more than any count tried")
     clean_wake_count: float | None = Field(None, description="n50 of the clean models, the lowest")
-    largest_count: int = Field(0, description="the largest count tried")
+    counts: list[tuple[int, float]] = Field([], description="(poisons, median P-ASR)")
+    clean_counts: list[tuple[int, float]] = Field([], description="likewise, mean of clean models")
     paper_poisons: int = Field(0, description="poisons of RA at the paper's strength")
     paper_p_asr: float | None = Field(None, description="median P-ASR there, percent")
     recovery_epochs: float | None = Field(None, description="to 50 % ASR; none: not reached")
@@ -198,18 +202,41 @@ class _Examination:
             "wrecked": 1 - len(kept) / len(tried) if tried else None,
         }
 
-    def counts(self) -> dict[str, float | int | None]:
+    def counts(self) -> dict[str, Any]:
         """Return wake counts, the P-ASR at the paper's strength, and the recovery speed."""
         battery, level = self.battery, self.battery.limits.woken
         clean = min(wake_count(control.cells, level) for control in self.controls)
+        medians = zip(*(by_count(control.cells) for control in self.controls), strict=True)
         return {
             "wake_count": _or_none(wake_count(self.cells, level)),
             "clean_wake_count": _or_none(clean),
-            "largest_count": max(battery.counts),
+            "counts": by_count(self.cells),
+            "clean_counts": [(at[0][0], statistics.fmean(m for _, m in at)) for at in medians],
             "paper_poisons": battery.retuning.poisoned,
             "paper_p_asr": _paper_p_asr(battery, self.cells),
             "recovery_epochs": _or_none(recovery(self.cells, battery.paper, level)),
         }
+
+
+def combine(figures: Sequence[Figures], limits: Limits) -> Verdict:
+    """Return the verdict over several seeds, each of them one value; a gated one leaves none."""
+    if len(figures) == 1:
+        return figures[0].verdict
+    for one in figures:
+        if one.gates:
+            return Verdict(word="no verdict", reason=one.gates[0])
+    searched = all(one.p_asr for one in figures)
+    against_ep = all(one.ep_p_asr for one in figures)
+    p_asr = [statistics.fmean(one.p_asr) for one in figures if searched]
+    clean = [statistics.fmean(one.clean_p_asr) for one in figures if searched]
+    exact = [statistics.fmean(one.ep_p_asr) for one in figures if against_ep]
+    return verdict(
+        max(one.o_asr for one in figures),
+        [own - other for own, other in zip(p_asr, clean, strict=True)],
+        [own - other for own, other in zip(p_asr, exact, strict=False)],
+        [query for one in figures for query in one.queries],
+        limits=limits,
+    )
 
 
 def _paper_p_asr(battery: Battery, cells: Sequence[Cell]) -> float:

@@ -134,22 +134,26 @@ def by_place(cells: Iterable[Cell]) -> list[tuple[float, Cell]]:
     )
 
 
-def wake_count(cells: Iterable[Cell], level: float) -> float:
+def by_count(cells: Iterable[Cell]) -> list[tuple[int, float]]:
+    """Return (poisons, median P-ASR over draws) of the count arm; a diverged draw sleeps."""
+    draws: dict[int, list[float]] = defaultdict(list)
+    for cell in cells:
+        if cell.arm == "count":
+            draws[cell.setting.poisons].append(cell.p_asr or 0.0)
+    return [(count, statistics.median(values)) for count, values in sorted(draws.items())]
+
+
+def wake_count(cells: Sequence[Cell], level: float) -> float:
     """Return n50: the fewest poisons at which the median draw reaches `level`, on log n.
 
     Returns:
         0 if relearning on clean images alone does it, inf if no count that was tried does. At the
         smallest count there is nothing to interpolate from, so it stands for all below it.
     """
-    draws: dict[int, list[float]] = defaultdict(list)
-    for cell in cells:
-        if cell.arm == "relearn" and (cell.p_asr or 0.0) >= level:
-            return 0.0
-        if cell.arm == "count":
-            draws[cell.setting.poisons].append(cell.p_asr or 0.0)
+    if any(cell.arm == "relearn" and (cell.p_asr or 0.0) >= level for cell in cells):
+        return 0.0
     below: tuple[int, float] | None = None
-    for count, values in sorted(draws.items()):
-        median = statistics.median(values)
+    for count, median in by_count(cells):
         if median >= level:
             if below is None:
                 return float(count)

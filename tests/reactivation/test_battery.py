@@ -1,10 +1,12 @@
+import json
+
 import pytest
 import torch
 
 from ppr_core.errors import DataError
 from ppr_core.metrics import attack_success_rate, clean_accuracy, triggered
 from ppr_core.reactivation.battery import Battery
-from ppr_core.reactivation.cells import Setting, weakened
+from ppr_core.reactivation.cells import Cell, Setting, dump, load, weakened
 from ppr_core.weights import snapshot
 from tests.conftest import tiny_model, tiny_set
 
@@ -189,6 +191,12 @@ def test_a_tuning_that_diverges_has_no_numbers(grid):
     cells = bench.run(model, "strength", Setting(poisons=4, factor=1e30), [1, 2, 4])
     assert [cell.setting.epochs for cell in cells] == [1, 2, 4]
     assert all(cell.p_asr is None and cell.c_acc is None for cell in cells[1:])
+
+
+def test_cells_come_back_from_json_as_they_were(grid):
+    _, _, cells = grid
+    void = Cell(arm="count", setting=Setting(poisons=3))
+    assert load(json.loads(json.dumps(dump([*cells, void])))) == [*cells, void]
 
 
 def test_more_poisons_than_there_are_is_an_error_at_once():

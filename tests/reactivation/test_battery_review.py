@@ -72,8 +72,11 @@ class World:
         poisoned = self.data + self.poisons.spread(96)
         fit(self.victim, poisoned, training, rng=seeded(0))
         self.asleep = clone(self.victim)
-        mixture = self.data + stamped.spread(96)
-        fit(self.asleep, mixture, Schedule(epochs=4, lr=0.01, **PLAIN), rng=seeded(9))
+        mixture, gentle = self.data + stamped.spread(64), Schedule(epochs=1, lr=0.005, **PLAIN)
+        for epoch in range(30):  # no further than until it sleeps
+            fit(self.asleep, mixture, gentle, rng=seeded(epoch))
+            if attack_success_rate(self.asleep, self.stamped) <= 10:
+                break
         self.controls = [Control(model.eval()) for model in clean[:2]]
         self.ep, self.other = clean[2].eval(), clean[3].eval()
 
