@@ -28,9 +28,12 @@ CORE = [
 LAB = [
     "lab.places",
     "lab.study",
-    "lab.plan",
+    "lab.graph",
     "lab.store",
+    "lab.chains",
+    "lab.reader",
     "lab.measures",
+    "lab.plan",
     "lab.desk",
     "lab.engine",
     "lab.section",
@@ -38,6 +41,7 @@ LAB = [
 ]
 REPORTING = [
     "reporting.results",
+    "reporting.victims",
     "reporting.comparison",
     "reporting.paper",
     "reporting.evidence",

@@ -20,6 +20,7 @@ from ppr_core.errors import CheckpointError, ConfigError, DataError, StoreError,
 from ppr_core.lab.places import ROOT
 
 PORTS = {"ui": 5000, "lab": 8888, "dashboard": 8866}
+OWN = ("defense", "measure")  # what the command line takes from a user's own file
 KINDS = ("attacks", "defenses", "datasets", "models", "measures")
 
 
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("kind", choices=KINDS)
     listing.add_argument("name", nargs="?", help="show this one's hyper-parameters")
     listing.add_argument("--format", choices=("text", "csv"), default="text")
+    _own(listing, "measure", "a measure of your own beside the registered ones")
     report = add("report", _report, "print a study's table, or write its HTML report")
     _study_arguments(report)
     report.add_argument("--format", choices=("text", "csv", "markdown", "html"), default="text")
@@ -102,14 +104,15 @@ def _evaluate_arguments(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _study_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("file", help="study file, such as params/demo.yaml")
-    command.add_argument(
-        "--defense",
-        action="append",
-        default=[],
-        metavar="MODULE:CLASS",
-        help="a defense of your own beside the study's",
-    )
+    for kind in OWN:
+        _own(command, kind, f"a {kind} of your own beside the study's")
     _override(command)
+
+
+def _own(command: argparse.ArgumentParser, kind: str, text: str) -> None:
+    command.add_argument(
+        f"--{kind}", action="append", default=[], metavar="MODULE:CLASS", help=text
+    )
 
 
 def _override(command: argparse.ArgumentParser) -> None:
@@ -124,17 +127,30 @@ def _plan(arguments: argparse.Namespace) -> Any:
     from ppr_core.lab.study import Study
 
     values = _settings(arguments.file, arguments.set)
-    own = Study.load(arguments.file).defenses.items()
-    own = {label: given.get("method", label) for label, given in own}
-    for name in arguments.defense:
-        label = name.rpartition(":")[2].lower()
-        need(
-            own.setdefault(label, name) == name,
-            f"expected a class of another name than {label!r} (in any case) in --defense {name}: "
-            "the study has a defense of that name; rename the class",
-        )
-        values.setdefault("defenses", {}).setdefault(label, {})["method"] = name
+    study = Study.load(arguments.file)
+    for kind in OWN:
+        own = getattr(study, f"{kind}s").items()
+        own = {label: given.get("method", label) for label, given in own}
+        for name in getattr(arguments, kind):
+            label = _own_label(name)
+            need(
+                own.setdefault(label, name) == name,
+                f"expected a class of another name than {label!r} (in any case) in --{kind} "
+                f"{name}: the study has a {kind} of that name; rename the class",
+            )
+            values.setdefault(f"{kind}s", {}).setdefault(label, {})["method"] = name
     return Plan(Study(**values))
+
+
+def _own_label(name: str) -> str:
+    return name.rpartition(":")[2].lower()
+
+
+def _own_measure(name: str) -> type:
+    from ppr_core.lab.measures import Measure
+    from ppr_core.lab.plan import users_own
+
+    return users_own(name, Measure, "measure")
 
 
 def _settings(
@@ -275,13 +291,10 @@ def _registries() -> Mapping[str, Mapping[str, type]]:
     from ppr_core.attacks import ATTACKS
     from ppr_core.data import DATASETS
     from ppr_core.defenses import DEFENSES
-    from ppr_core.lab.plan import MEASURES
+    from ppr_core.lab.measures import MEASURES
     from ppr_core.models import MODELS
-    from ppr_core.reactivation.retuning import Retuning
 
-    measures = {name: cls for name, cls in MEASURES.items() if cls.model_fields}
-    measures = {"retuning": Retuning, **measures}
-    return dict(zip(KINDS, (ATTACKS, DEFENSES, DATASETS, MODELS, measures), strict=True))
+    return dict(zip(KINDS, (ATTACKS, DEFENSES, DATASETS, MODELS, MEASURES), strict=True))
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -289,7 +302,9 @@ def _list(arguments: argparse.Namespace) -> int:
 
     from ppr_core.config import unknown
 
-    registry = _registries()[arguments.kind]
+    registry = {**_registries()[arguments.kind]}
+    if arguments.kind == "measures":
+        registry |= {_own_label(name): _own_measure(name) for name in arguments.measure}
     if arguments.name:
         need(
             arguments.name in registry,
@@ -308,6 +323,8 @@ def _list(arguments: argparse.Namespace) -> int:
 def _entry(name: str, cls: type) -> dict[str, str]:
     about = (cls.__doc__ or "").strip().splitlines()[0]
     row = {"name": name, "about": about, "source": cls.source}
+    if hasattr(cls, "columns"):
+        row["columns"] = ", ".join(column.name for column in cls.columns)
     if hasattr(cls, "privileges"):
         row["privileges"] = cls.privileges
     settings = [f"{row['name']}={row['default']}" for row in cls.describe()]

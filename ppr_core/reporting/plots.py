@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from torch import Tensor
 
-from ppr_core.lab.plan import CLEAN as CLEAN_MODEL
-from ppr_core.lab.plan import NO_ATTACK, NO_DEFENSE
+from ppr_core.lab.graph import CLEAN as CLEAN_MODEL
+from ppr_core.lab.graph import NO_ATTACK, NO_DEFENSE
 from ppr_core.reporting.results import COLOURS, label
 
 # Colour-blind safe, and told apart in print by lightness.

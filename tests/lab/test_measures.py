@@ -7,8 +7,10 @@ from safetensors.torch import save_file
 
 from ppr_core.errors import CheckpointError, ConfigError
 from ppr_core.lab import engine
-from ppr_core.lab.desk import WORK, Lab
-from ppr_core.lab.plan import MEASURES, Plan
+from ppr_core.lab.desk import Lab
+from ppr_core.lab.graph import Cell
+from ppr_core.lab.measures import MEASURES
+from ppr_core.lab.plan import Plan
 from ppr_core.lab.study import Study
 from ppr_core.reactivation.query import generator_of
 from ppr_core.reporting import comparison, results
@@ -46,19 +48,21 @@ def measured(store):
 
 def test_every_measure_of_a_study(measured):
     plan, store = measured
-    assert set(STUDY["measures"]) == set(MEASURES), "the study of this test takes every measure"
+    taken = {"retuning", *STUDY["measures"]}
+    assert taken == set(MEASURES), "the study of this test takes every measure"
     rows = results.cells(plan, store)
     here = rows[rows["attack"] == "badnet"].set_index("defense")
-    for column, (measure, _) in results.MEASURED.items():
+    for measure, cls in MEASURES.items():
         who = ["ft", "fst", "ep"] if measure == "path" else ["clean", "ft", "fst", "ep"]
-        if column != "t_star":  # none where ASR never falls asleep
-            assert here.loc[who, column].notna().all(), column
-        assert pd.isna(here.loc["none", column])
+        for column in cls.columns:
+            if column.name != "t_star":  # none where ASR never falls asleep
+                assert here.loc[who, column.name].notna().all(), column
+            assert column.name in ("o_c_acc", "o_asr") or pd.isna(here.loc["none", column.name])
     lab = Lab(store)
-    stage = plan.query("badnet", "ft", 0)
+    stage = plan.taken("query", Cell("badnet", "ft", 0))
     assert here.loc["ft", "q_p_asr"] == lab.result(stage).metrics["p_asr"]
     assert here.loc["ft", "o_asr"] == pytest.approx(lab.result(stage).metrics["asr"])
-    clean_only = lab.result(plan.retuned("badnet", "ft", 0, clean_only=True))
+    clean_only = lab.result(plan.taken("clean_retuning", Cell("badnet", "ft", 0)))
     assert clean_only.info["poisoned"] == 0
     assert here.loc["ft", "clean_retuned_asr"] == clean_only.metrics["p_asr"]
     queries = results.queries(plan, store)
@@ -108,11 +112,15 @@ def test_the_clean_model_is_defended_as_a_row_of_its_own(measured):
 
 def test_qra_reads_the_surrogate_that_is_not_attacked():
     plan = Plan(Study(**STUDY))
-    names = {d: plan.query("badnet", d, 0).parents[2].name for d in ("ft", "clean", "ep")}
+    names = {
+        d: plan.taken("query", Cell("badnet", d, 0)).parents[2].name for d in ("ft", "clean", "ep")
+    }
     assert names == {"ft": "clean s0", "clean": "badnet/ep purified s0", "ep": "clean s0"}
     settings = {**STUDY["measures"], "query": {**STUDY["measures"]["query"], "surrogate": "ep"}}
     plan = Plan(Study(**{**STUDY, "measures": settings}))
-    names = {d: plan.query("badnet", d, 0).parents[2].name for d in ("ft", "clean", "ep")}
+    names = {
+        d: plan.taken("query", Cell("badnet", d, 0)).parents[2].name for d in ("ft", "clean", "ep")
+    }
     ep = "badnet/ep purified s0"
     assert names == {"ft": ep, "clean": ep, "ep": "clean s0"}
 
@@ -120,10 +128,11 @@ def test_qra_reads_the_surrogate_that_is_not_attacked():
 def test_alpha_is_the_papers_unless_given():
     study = {**STUDY, "attacks": {"badnet": {}, "lc": {"poison_rate": 0.01}}}
     plan = Plan(Study(**study))
-    assert {name: query.alpha for name, query in plan.queries.items()} == {"badnet": 0.2, "lc": 0.1}
+    queries = plan.measures["query"]
+    assert {name: query.alpha for name, query in queries.items()} == {"badnet": 0.2, "lc": 0.1}
     own = {"query": {**STUDY["measures"]["query"], "alpha": 0.5}}
     plan = Plan(Study(**{**study, "measures": own}))
-    assert {query.alpha for query in plan.queries.values()} == {0.5}
+    assert {query.alpha for query in plan.measures["query"].values()} == {0.5}
 
 
 @pytest.mark.parametrize(
@@ -148,7 +157,7 @@ def test_a_measure_that_cannot_be_is_refused_before_anything_runs(changes, words
 def test_no_gradient_reaches_the_models_of_qra(store):
     plan = Plan(Study(**STUDY))
     lab = Lab(store)
-    stage = plan.query("badnet", "ft", 0)
+    stage = plan.taken("query", Cell("badnet", "ft", 0))
     before = {p.name: lab.result(p).tensors for p in stage.parents[:3]}
     copies = {n: {k: t.clone() for k, t in ts.items()} for n, ts in before.items()}
     tensors = lab.result(stage).tensors
@@ -166,8 +175,8 @@ def exported(store, tmp_path):
     plan, lab = Plan(Study(**TINY_STUDY)), Lab(store)
     files = {}
     for name, stage in (
-        ("badnet", plan.backdoored("badnet", 0)),
-        ("badnet/mine", plan.purified("badnet", "ft", 0)),
+        ("badnet", plan.backdoored(Cell("badnet", "none", 0))),
+        ("badnet/mine", plan.purified(Cell("badnet", "ft", 0))),
     ):
         state = lab.model(stage).state_dict()
         path = tmp_path / f"{name.replace('/', '-')}.safetensors"
@@ -195,8 +204,14 @@ def test_models_made_elsewhere_are_measured_like_our_own(store, tmp_path):
     assert list(rows.index) == ["none", "ep", "mine"]
     ours = results.cells(plan, store).set_index("defense")
     assert rows.loc["none", "o_asr"] == ours.loc["none", "o_asr"]
-    assert rows.loc["mine", "o_asr"] == lab.result(plan.purified("badnet", "ft", 0)).metrics["asr"]
-    assert rows.loc["mine", "p_asr"] == lab.result(plan.retuned("badnet", "ft", 0)).metrics["p_asr"]
+    assert (
+        rows.loc["mine", "o_asr"]
+        == lab.result(plan.purified(Cell("badnet", "ft", 0))).metrics["asr"]
+    )
+    assert (
+        rows.loc["mine", "p_asr"]
+        == lab.result(plan.retuned(Cell("badnet", "ft", 0))).metrics["p_asr"]
+    )
     assert rows.loc["mine", ["q_p_asr", "distance"]].notna().all()
 
 
@@ -215,4 +230,4 @@ def test_a_file_that_holds_no_such_model_is_refused(store, tmp_path, kind):
         save_file(state, path)
     with pytest.raises(CheckpointError, match="expected"):
         plan = Plan(Study(**{**TINY_STUDY, "checkpoints": {"badnet": str(path)}}))
-        WORK["backdoored"](Lab(store), plan.backdoored("badnet", 0))
+        Lab(store).result(plan.backdoored(Cell("badnet", "none", 0)))
