@@ -26,12 +26,12 @@ query-based one; all in percent. Cells of several seeds stand under a run with m
 def log_cells(plan: Plan, store: Store) -> None:
     """Keep one MLflow run a finished cell; several seeds under one with their mean and spread."""
     rows = cells(plan, store)
+    columns = results.columns_of(rows)
     rows = rows.assign(
         asr_change=rows["p_asr"].astype(float) - rows["o_asr"].astype(float),
         label=rows.apply(label, axis=1),
         last=[plan.last(cell).key for cell in plan.cells()],
     )
-    columns = results.columns_of(rows)
     logged = [*columns, "asr_change", "seconds"]
     rows[logged] = rows[logged].astype(float).round(2)  # the UI's columns are narrow
     study = plan.study.name
