@@ -56,7 +56,7 @@ def log_cells(plan: Plan, store: Store) -> None:
             f"{attack} / {name} (n={len(made)})",
             tags={**tags, "key": key},
             params=_about(group.iloc[0].drop("seed")),
-            dataset=plan.described,
+            dataset=plan.setting.described,
             note=f"Mean and standard deviation (`_std`) of {len(made)} seeds; their cells below.",
         )
         figures = pd.concat([group[logged].mean(), group[logged].std(ddof=1).add_suffix("_std")])
@@ -80,7 +80,7 @@ def _log_cell(plan: Plan, store: Store, row: pd.Series, logged: list[str]) -> st
         name,
         tags={**tags, "attack": row["attack"], "defense": row["defense"]},
         params=_about(row),
-        dataset=plan.described,
+        dataset=plan.setting.described,
         note=_tell(row),
         colour=row["colour"],
     )

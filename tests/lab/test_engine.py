@@ -113,6 +113,10 @@ def test_a_stage_arrives_at_a_worker_as_it_was_planned(store):
     ray = pytest.importorskip("ray")
     measures = {"query": {"width": 8}, "query_alone": {}, "path": {"points": 3}, "controls": {}}
     stages = Plan(Study(**{**TINY_STUDY, "device": "cpu", "measures": measures})).stages()
+
+    def arrived(stages):
+        return [(os.getpid(), stage.key, stage.method) for stage in stages]
+
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         there = ray.get(ray.remote(arrived).remote(stages))
@@ -122,10 +126,6 @@ def test_a_stage_arrives_at_a_worker_as_it_was_planned(store):
         assert pid != os.getpid()
         assert key == stage.key
         assert (type(method), method) == (type(stage.method), stage.method)
-
-
-def arrived(stages):
-    return [(os.getpid(), stage.key, stage.method) for stage in stages]
 
 
 @pytest.mark.parametrize(
