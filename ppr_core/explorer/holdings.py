@@ -142,7 +142,7 @@ def _studies(given: Study) -> Iterable[Study]:
 def _grown(study: Study, runs: Iterable[Run]) -> Study:
     """Add the seeds and the values of rho that runs are about; content keys tell whose they are."""
     data = [run.data for run in runs]
-    seeds = {int(d.tags["ppr.seed"]) for d in data if "ppr.seed" in d.tags}
+    seeds = {int(d.tags["ppr.seed"]) for d in data if d.tags.get("ppr.stage") == "purified"}
     study = study.replace(seeds=sorted({*study.seeds, *seeds}))
     if "pam" not in study.defenses and not study.rho_grid:
         return study

@@ -54,9 +54,10 @@ class Samples:
             "backdoored": plan.backdoored(cell),
             "purified": plan.purified(cell),
             "retuned": plan.retuned(cell),
-            "clean": plan.clean_model(cell.seed),
+            "unseen clean": plan.unseen_clean(cell.seed),
         }
-        self.models = {name: lab.model(made) for name, made in stages.items() if made in held}
+        known = {name: made for name, made in stages.items() if made is not None and made in held}
+        self.models = {name: lab.model(made) for name, made in known.items()}
         self.generator = generator_of(lab.result(stage).tensors).to(plan.device)
         self.trigger = lab.trigger(stage)
         self.plain = one_a_class(plan.images.test, self.trigger.target)

@@ -220,7 +220,7 @@ class RhoPanel(Panel):
 class EpsilonPanel(Panel):
     """QRA at any budget: images, what every stage's model answers, and the measured rates."""
 
-    lines = {"p_asr": "P-ASR (triggered)", "c_asr": "C-ASR (clean)"}
+    rates = {"p_asr": "P-ASR (triggered)", "c_asr": "C-ASR (clean)", "control": "unseen clean"}
 
     def __init__(self, choice: Choice, lab: Reader) -> None:
         super().__init__("epsilon", slider("epsilon", 16.0, 0.5, 8.0, "1/255"), choice, lab)
@@ -232,8 +232,12 @@ class EpsilonPanel(Panel):
         stage = held.query(cell)
         if stage is not None:
             self.samples = Samples(held, self.lab, cell)
-            points = held.rows(stage)
-            points["eps"] *= 255
+            rows = held.rows(stage).assign(eps=lambda points: 255 * points["eps"])
+            points = rows[rows["scored"] == "self"].set_index("eps")
+            control = rows[rows["scored"] == "clean_unseen"].set_index("eps")
+            points = points.assign(control=control["p_asr"]).reset_index()
+            points = points.dropna(axis="columns", how="all")  # not every study has the control
+            self.lines = {name: self.rates[name] for name in self.rates if name in points}
             top = max(1.0, float(points["eps"].max()))
             self.slider.max = top
             title = f"{cell.attack}, {held.name(cell)}, seed {cell.seed}"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ppr_core.attacks import Attack, Clean
+from ppr_core.config import digest
 from ppr_core.defenses import Defense, ExactPurification
 from ppr_core.lab.graph import CLEAN, NO_ATTACK, NO_DEFENSE, Cell, Setting, Stage, Variant
 from ppr_core.weights import sha256
@@ -66,6 +67,12 @@ class Chains:
     def clean_model(self, seed: int) -> Stage:
         """Return the stage of the never-poisoned model."""
         return self.once(CLEAN, Cell(NO_ATTACK, NO_DEFENSE, seed), self._clean)
+
+    def unseen_clean(self, seed: int) -> Stage | None:
+        """Return a second clean model, of a seed of its own; None where none is trained here."""
+        if not self.has_clean or (NO_ATTACK, NO_DEFENSE) in self.made:
+            return None
+        return self.clean_model(int(digest([seed, "unseen clean"])[:7], 16))
 
     def backdoored(self, cell: Cell) -> Stage:
         """Return the stage of the victim model that a cell starts from."""

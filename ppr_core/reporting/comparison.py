@@ -123,7 +123,9 @@ def _chart(kind: str, **settings: Any) -> dict[str, Any]:
     return {"compareRunCharts": [chart], "compareRunSections": [section]}
 
 
-# Name, filter of the runs, and what else the view sets.
+# Name, filter of the runs, and what else the view sets. MLflow has no public way to save a view of
+# its run page: these are the tags that the page itself writes where a person shares one. A version
+# that cannot read them shows its default view; runs and metrics are logged by the public API.
 VIEWS = (
     ("cells: every figure", CELLS, {}),
     (

@@ -95,6 +95,8 @@ class Evidence:
         if not len(self.queries):
             return float("nan")
         rows = self.queries[self.queries["perturbation"] == perturbation]
+        if "scored" in rows:
+            rows = rows[rows["scored"] == "self"]
         rows = rows[rows["defense"].isin(who)]
         return float(rows[rows["eps"] == rows["eps"].max()][column].mean())
 

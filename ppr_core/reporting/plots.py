@@ -184,6 +184,8 @@ def budget_curves(points: pd.DataFrame) -> Figure:
     Args:
         points: `results.queries` of a study.
     """
+    if "scored" in points:
+        points = points[points["scored"] == "self"]
     swept = points.groupby("perturbation")["eps"].transform("nunique") > 1
     points = points[swept].assign(eps=255 * points["eps"])
     kinds = [("qra", "name")]
@@ -398,6 +400,7 @@ SHADES = {
     "o_asr": BEFORE,
     "p_asr": AFTER,
     "c_asr": CLEAN,
+    "control": BEFORE,
     "backdoor_error": AFTER,
     "recalibrated": BEFORE,
     "clean_error": CLEAN,

@@ -150,25 +150,30 @@ def findings(rows: pd.DataFrame) -> list[str]:
 
 
 def query_findings(rows: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
-    """Say in sentences what QRA reaches: on purified models, on the controls, and by transfer.
+    """Say in sentences what QRA reaches: on purified models, on clean ones, and by transfer.
 
-    The controls are the clean model and EP; a defense that an oracle helped is in neither mean.
+    Generators are learnt on purified models; one that an oracle purified counts in no mean. The
+    control is what they do to a clean model that none of them has seen.
 
     Args:
         rows: `cells` of a study that measures "query".
         pairs: its `transfers`; may be empty.
     """
     lines = []
-    for attack, group in rows[rows["q_p_asr"].notna()].groupby("attack", sort=False):
-        control = group["defense"].isin([CLEAN, "ep"])
-        purified = ~control & ~group["oracle"].astype(bool)
-        for who, part in (("purified models", group[purified]), ("controls", group[control])):
-            if len(part):
-                o, p, c = (part[name].mean() for name in ("o_asr", "q_p_asr", "q_c_asr"))
-                lines.append(
-                    f"{attack}, {who}: QRA moves the mean ASR from {o:.1f} to {p:.1f}; "
-                    f"{c:.1f} % of clean images follow."
-                )
+    honest = rows[rows["q_p_asr"].notna() & ~rows["oracle"].astype(bool)]
+    for attack, group in honest.groupby("attack", sort=False):
+        mean = group[[name for name in group if name == "o_asr" or name.startswith("q_")]].mean()
+        lines.append(
+            f"{attack}, purified models: QRA moves the mean ASR from {mean['o_asr']:.1f} to "
+            f"{mean['q_p_asr']:.1f}; {mean['q_c_asr']:.1f} % of clean images follow."
+        )
+        p_asr, c_asr = (mean.get(f"q_unseen_{name}", float("nan")) for name in ("p_asr", "c_asr"))
+        lines.append(
+            f"{attack}, control: on a clean model that no generator has seen, the same images "
+            f"reach {p_asr:.1f}; {c_asr:.1f} % of clean images follow."
+            if p_asr == p_asr
+            else f"{attack}, control: no clean model that no generator has seen."
+        )
     for attack, group in pairs.groupby("attack", sort=False) if len(pairs) else ():
         lines.append(f"{attack}: learnt on another model, it reaches {group['p_asr'].mean():.1f}.")
     return lines
@@ -273,10 +278,11 @@ def histories(plan: Plan, store: Store, kind: str) -> pd.DataFrame:
 def queries(plan: Plan, store: Store) -> pd.DataFrame:
     """Return QRA, its controls and the optimised triggers over the budget, one row a point.
 
-    Columns: attack, defense, seed, rho, name (the label in figures), perturbation, eps, c_asr,
-    p_asr (percent).
+    Columns: attack, defense, seed, rho, name (the label in figures), perturbation, scored (the
+    model that the perturbation meets: "self", "clean", "clean_unseen", "ep" or "backdoored"), eps,
+    c_asr, p_asr (percent).
     """
-    return _points(plan, store, "queries")
+    return _points(plan, store, "queries", scored="self")
 
 
 def paths(plan: Plan, store: Store) -> pd.DataFrame:
@@ -297,12 +303,13 @@ def transfers(plan: Plan, store: Store) -> pd.DataFrame:
     return table.drop(columns=["defense", "rho"]) if len(table) else table
 
 
-def _points(plan: Plan, store: Store, curve: str) -> pd.DataFrame:
+def _points(plan: Plan, store: Store, curve: str, **unless_said: Any) -> pd.DataFrame:
     rows, cells = [], []
     for stage in plan.stages():
         wanted = isinstance(stage.method, Measure) and stage.method.curve == curve
         run = store.find(stage.key) if wanted else None
-        about = _about(plan, stage.cell) | (dict(stage.method.about) if run else {})
+        about = {**_about(plan, stage.cell), **unless_said}
+        about |= dict(stage.method.about) if run else {}
         for point in store.summary(run).info["rows"] if run else ():
             rows.append({**about, **point})
             cells.append(

@@ -205,10 +205,13 @@ def test_epsilon_shows_the_measured_rates(choice, lab, store):
     pick(choice, "ft")
     panel = panels.EpsilonPanel(choice, lab)
     points = results.queries(choice.study.plan, store)
-    point = points[(points["defense"] == "ft") & (points["eps"].round(4) == round(8 / 255, 4))]
+    points = points[(points["defense"] == "ft") & (points["eps"].round(4) == round(8 / 255, 4))]
+    point = points[points["scored"] == "self"]
+    control = points[points["scored"] == "clean_unseen"]
     panel.slider.value = 8.0
     assert f"P-ASR (triggered) <b>{point['p_asr'].item():.1f} %" in panel.text.value
     assert f"C-ASR (clean) <b>{point['c_asr'].item():.1f} %" in panel.text.value
+    assert f"unseen clean <b>{control['p_asr'].item():.1f} %" in panel.text.value
     assert "measured at" not in panel.text.value
     before = panel.text.value, panel.pictures[0].value
     panel.slider.value = 5.0
@@ -234,7 +237,7 @@ def test_the_live_answers_are_the_models_own(choice, lab):
     assert answers["predicted"].tolist() == names
     assert answers["confidence"].tolist() == pytest.approx((100 * confidence).tolist(), abs=2)
     assert answers["target"].tolist() == (classes == samples.trigger.target).tolist()
-    assert set(sample.answers["model"]) == {"backdoored", "purified", "retuned", "clean"}
+    assert set(sample.answers["model"]) == {"backdoored", "purified", "retuned", "unseen clean"}
 
 
 def test_without_a_budget_nothing_changes(choice, lab):

@@ -143,15 +143,20 @@ def test_what_an_oracle_chose_is_said_so_and_counts_neither_as_purified_nor_as_a
             "p_c_acc": 90.0,
             "o_asr": [1.0, 3.0, 4.0, 0.0, 2.0],
             "p_asr": 90.0,
-            "q_p_asr": [10.0, 20.0, 60.0, 100.0, 80.0],
+            "q_p_asr": [None, 20.0, 60.0, 100.0, 80.0],
             "q_c_asr": 1.0,
+            "q_unseen_p_asr": [None, 50.0, 2.0, 50.0, 4.0],
+            "q_unseen_c_asr": 0.5,
         }
     )
     assert "anp_oracle (oracle)" in results.text_table(frame)
     assert "2 of 2 defenses" in results.findings(frame)[0]
-    purified, controls = results.query_findings(frame, pd.DataFrame())
+    purified, control = results.query_findings(frame, pd.DataFrame())
     assert purified.startswith("badnet, purified models: QRA moves the mean ASR from 3.0 to 70.0")
-    assert controls.startswith("badnet, controls: QRA moves the mean ASR from 2.0 to 15.0")
+    assert control.startswith("badnet, control: on a clean model that no generator has seen, the")
+    assert "reach 3.0; 0.5 % of clean images" in control
+    [_, missing] = results.query_findings(frame.drop(columns="q_unseen_p_asr"), pd.DataFrame())
+    assert "no clean model" in missing
 
 
 def cli(*arguments, **environment):

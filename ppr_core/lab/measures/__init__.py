@@ -8,6 +8,8 @@ from ppr_core.lab.measures.controls import Controls
 from ppr_core.lab.measures.path import Path
 from ppr_core.lab.measures.query import Query
 from ppr_core.lab.measures.query_alone import QueryAlone
+from ppr_core.lab.measures.query_ep import QueryEp
+from ppr_core.lab.measures.query_self import QuerySelf
 from ppr_core.lab.measures.retuning import Retuning
 from ppr_core.lab.measures.transfer import Transfer
 from ppr_core.lab.measures.triggers import Triggers
@@ -17,7 +19,9 @@ __all__ = ["MEASURES", "Column", "Measure"]
 MEASURES: dict[str, type[Measure]] = {
     "retuning": Retuning,
     "query": Query,
+    "query_ep": QueryEp,
     "query_alone": QueryAlone,
+    "query_self": QuerySelf,
     "transfer": Transfer,
     "controls": Controls,
     "triggers": Triggers,

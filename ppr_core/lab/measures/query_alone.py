@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 from ppr_core.lab.measures.base import Column
-from ppr_core.lab.measures.query import Query
+from ppr_core.lab.measures.query import Query, score_columns
 
 
 class QueryAlone(Query):
@@ -12,4 +12,4 @@ class QueryAlone(Query):
     like: ClassVar[str] = "query"
     fixed: ClassVar[dict[str, Any]] = {"form": "paper", "alpha": 0.0}
     row: ClassVar[str] = "qra, no surrogate"
-    columns: ClassVar[tuple[Column, ...]] = ()
+    columns: ClassVar[tuple[Column, ...]] = score_columns("q1_", "eq. 1", "eq. 1 unseen")
