@@ -42,6 +42,31 @@ class Outcome:
     cost: Cost = field(default_factory=Cost)
 
 
+@dataclass
+class Result:
+    """What a stage of a study leaves behind.
+
+    Attributes:
+        tensors: weights, masks, prepared triggers, by name.
+        info: settings chosen, labels detected, counts: anything that is JSON.
+        metrics: the figures a person compares, by name.
+        history: one record an epoch.
+    """
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
+    metrics: Record = field(default_factory=dict)
+    history: list[Record] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> "Result":
+        """Return what is kept of an outcome: the model's weights are the tensors "model."."""
+        weights = {f"model.{name}": t for name, t in outcome.model.state_dict().items()}
+        cost = {f"cost_{name}": float(value) for name, value in vars(outcome.cost).items()}
+        tensors = {**outcome.tensors, **weights}
+        return cls(tensors, outcome.info, cost, list(outcome.history))
+
+
 class Method(Settings):
     """A frozen group of hyper-parameters, called as `method(model, data, rng=rng)`.
 

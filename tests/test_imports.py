@@ -30,9 +30,12 @@ CORE = [
 LAB = [
     "lab.places",
     "lab.study",
-    "lab.plan",
+    "lab.graph",
     "lab.store",
+    "lab.chains",
+    "lab.reader",
     "lab.measures",
+    "lab.plan",
     "lab.desk",
     "lab.engine",
     "lab.section",
@@ -41,6 +44,7 @@ LAB = [
 REPORTING = [
     "reporting.regression",
     "reporting.results",
+    "reporting.victims",
     "reporting.comparison",
     "reporting.run",
     "reporting.paper",

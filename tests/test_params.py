@@ -9,8 +9,10 @@ from ppr_core.cli.study import read
 from ppr_core.defenses import Bti
 from ppr_core.defenses.parts.unlearning import Stepping
 from ppr_core.lab import notebooks
+from ppr_core.lab.graph import CLEAN, NO_DEFENSE, Cell, Setting
+from ppr_core.lab.measures import MEASURES
 from ppr_core.lab.places import ROOT, study_file
-from ppr_core.lab.plan import CLEAN, MEASURES, NEEDED, NO_DEFENSE, Plan
+from ppr_core.lab.plan import Plan
 from ppr_core.lab.study import Study
 
 FILES = sorted((ROOT / "params").glob("*.yaml"))
@@ -40,7 +42,7 @@ def test_every_study_file_resolves(path):
     plan = Plan(Study.load(path))
     assert plan.study.name == path.stem
     assert list(plan.cells())
-    if "path" not in type(plan.dataset).model_fields:  # their keys are the content of files
+    if "path" not in type(plan.setting.dataset).model_fields:  # their keys are the content of files
         assert plan.stages()
     assert all(notebooks.find(name).exists() for name in plan.study.notebooks)
 
@@ -82,15 +84,15 @@ def test_a_figure_is_its_table_with_fewer_measures(figure, command):
 @pytest.mark.parametrize(("name", "trainings", "purified"), COSTS, ids=[row[0] for row in COSTS])
 def test_the_models_it_names_are_those_of_its_plan(name, trainings, purified):
     plan = load(name)
-    cells = {(attack, defense) for attack, defense, _ in plan.cells()}
-    assert int(trainings) == len(plan.attacks) + any(defense == CLEAN for _, defense in cells)
-    assert int(purified) == sum(defense not in (NO_DEFENSE, CLEAN) for _, defense in cells)
+    cells = {(cell.attack, cell.defense, cell.variant) for cell in plan.cells()}
+    assert int(trainings) == len(plan.attacks) + any(defense == CLEAN for _, defense, _ in cells)
+    assert int(purified) == sum(defense not in (NO_DEFENSE, CLEAN) for _, defense, _ in cells)
 
 
 @pytest.mark.parametrize(("name", "costs", "first"), LATER, ids=[row[0] for row in LATER])
 def test_a_table_costs_only_what_is_its_own_after_another(name, costs, first, monkeypatch):
     # Tiny-ImageNet's key is the content of its files, which are not here.
-    monkeypatch.setattr(Plan, "_images_key", property(lambda plan: plan.study.dataset))
+    monkeypatch.setattr(Setting, "images_key", property(lambda setting: setting.study.dataset))
     there = {stage.key for stage in load(first).stages()}
     new = Counter(stage.kind for stage in load(name).stages() if stage.key not in there)
     if costs == "nothing":
@@ -135,8 +137,9 @@ def test_files_of_one_model_share_its_stages():
 
 def test_anp_stands_twice_and_both_rows_share_their_masks():
     plan = load("table03")
-    assert (plan.oracle("anp"), plan.oracle("anp_oracle")) == (False, True)
-    honest, oracle = (plan.purified("badnet", name, 0) for name in ("anp", "anp_oracle"))
+    cells = [Cell("badnet", name, 0) for name in ("anp", "anp_oracle")]
+    assert [plan.oracle(cell) for cell in cells] == [False, True]
+    honest, oracle = (plan.purified(cell) for cell in cells)
     assert honest.key != oracle.key
     assert honest.parent("inverted").key == oracle.parent("inverted").key
 
@@ -144,6 +147,7 @@ def test_anp_stands_twice_and_both_rows_share_their_masks():
 def test_the_index_names_every_measure_and_what_each_needs():
     _, table = INDEX.split("| measure |")
     rows = dict(re.findall(r"^\| (\w+) \| (.*) \|$", table, re.MULTILINE))
-    assert list(rows) == list(MEASURES)
-    for name, other in NEEDED.items():
-        assert f"needs `{other}`" in rows[name]
+    assert set(rows) == {name for name in MEASURES if name != "retuning"}
+    for name, cls in MEASURES.items():
+        for other in {*cls.reads, cls.like} - {"", "retuning"}:
+            assert f"needs `{other}`" in rows[name]

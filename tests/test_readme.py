@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from ppr_core.cli.main import main
 from ppr_core.lab.desk import Lab
+from ppr_core.lab.graph import Cell
 from ppr_core.lab.places import ROOT
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.study import Study
@@ -56,8 +57,8 @@ def test_a_defense_from_a_users_own_file(store, tiny_file, monkeypatch, capsys):
 def test_models_made_elsewhere(store, tiny_file, capsys):
     plan, lab = Plan(Study(**TINY_STUDY)), Lab(store)
     for name, stage in (
-        ("victim", plan.backdoored("badnet", 0)),
-        ("purified", plan.purified("badnet", "ft", 0)),
+        ("victim", plan.backdoored(Cell("badnet", "none", 0))),
+        ("purified", plan.purified(Cell("badnet", "ft", 0))),
     ):
         state = {n: t.contiguous() for n, t in lab.model(stage).state_dict().items()}
         save_file(state, f"{name}.safetensors")
@@ -65,7 +66,7 @@ def test_models_made_elsewhere(store, tiny_file, capsys):
     words = command.replace("\\\n", " ").replace("cifar10", "shapes").split()
     assert main([*words, "-f", str(tiny_file)]) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
-    assert "QRA P-ASR" in out
+    assert "QRA P" in out
     assert re.search(r"badnet +purified +\d", out)
 
 

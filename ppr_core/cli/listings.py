@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from ppr_core.cli.study import own, own_label
 from ppr_core.errors import need
 
 if TYPE_CHECKING:
@@ -22,27 +23,28 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     listing.add_argument("kind", choices=KINDS)
     listing.add_argument("name", nargs="?", help="show this one's hyper-parameters")
     listing.add_argument("--format", choices=("text", "csv"), default="text")
+    own(listing, "measure", "a measure of your own beside the registered ones")
 
 
 def _registries() -> Mapping[str, Mapping[str, type["Settings"]]]:
     from ppr_core.attacks import ATTACKS
     from ppr_core.data import DATASETS
     from ppr_core.defenses import DEFENSES
-    from ppr_core.lab.plan import MEASURES
+    from ppr_core.lab.measures import MEASURES
     from ppr_core.models import MODELS
-    from ppr_core.reactivation.retuning import Retuning
 
-    measures = {name: cls for name, cls in MEASURES.items() if cls.model_fields}
-    measures = {"retuning": Retuning, **measures}
-    return dict(zip(KINDS, (ATTACKS, DEFENSES, DATASETS, MODELS, measures), strict=True))
+    return dict(zip(KINDS, (ATTACKS, DEFENSES, DATASETS, MODELS, MEASURES), strict=True))
 
 
 def _list(arguments: argparse.Namespace) -> int:
     import pandas as pd
 
     from ppr_core.config import unknown
+    from ppr_core.lab.plan import own_measure
 
-    registry = _registries()[arguments.kind]
+    registry = {**_registries()[arguments.kind]}
+    if arguments.kind == "measures":
+        registry |= {own_label(name): own_measure(name) for name in arguments.measure}
     if arguments.name:
         need(
             arguments.name in registry,
@@ -61,6 +63,8 @@ def _list(arguments: argparse.Namespace) -> int:
 def _entry(name: str, cls: type["Settings"]) -> dict[str, str]:
     about = (cls.__doc__ or "").strip().splitlines()[0]
     row = {"name": name, "about": about, "source": cls.source}
+    if hasattr(cls, "columns"):
+        row["columns"] = ", ".join(column.name for column in cls.columns)
     if hasattr(cls, "privileges"):
         row["privileges"] = cls.privileges
     settings = [f"{row['name']}={row['default']}" for row in cls.describe()]

@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # late, so that --help imports neither torch nor mlflow
     from ppr_core.lab.plan import Plan
     from ppr_core.lab.store import Store
 
+OWN = ("defense", "measure")  # what the command line takes from a user's own file
+
 
 def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     """Declare the commands."""
@@ -39,14 +41,21 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _study_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("file", help="study file, or the name of one in params/, such as demo")
-    command.add_argument(
-        "--defense",
-        action="append",
-        default=[],
-        metavar="MODULE:CLASS",
-        help="a defense of your own beside the study's",
-    )
+    for kind in OWN:
+        own(command, kind, f"a {kind} of your own beside the study's")
     override(command)
+
+
+def own(command: argparse.ArgumentParser, kind: str, text: str) -> None:
+    """Take classes from a user's own files."""
+    command.add_argument(
+        f"--{kind}", action="append", default=[], metavar="MODULE:CLASS", help=text
+    )
+
+
+def own_label(name: str) -> str:
+    """Return what a study calls a user's own class."""
+    return name.rpartition(":")[2].lower()
 
 
 def override(command: argparse.ArgumentParser) -> None:
@@ -62,16 +71,18 @@ def _plan(arguments: argparse.Namespace) -> "Plan":
     from ppr_core.lab.study import Study
 
     values = read(arguments.file, arguments.set)
-    given = Study.load(study_file(arguments.file)).defenses
-    own = {label: settings.get("method", label) for label, settings in given.items()}
-    for name in arguments.defense:
-        label = name.rpartition(":")[2].lower()
-        need(
-            own.setdefault(label, name) == name,
-            f"expected a class of another name than {label!r} (in any case) in --defense {name}: "
-            "the study has a defense of that name; rename the class",
-        )
-        values.setdefault("defenses", {}).setdefault(label, {})["method"] = name
+    study = Study.load(study_file(arguments.file))
+    for kind in OWN:
+        given = getattr(study, f"{kind}s").items()
+        known = {label: settings.get("method", label) for label, settings in given}
+        for name in getattr(arguments, kind):
+            label = own_label(name)
+            need(
+                known.setdefault(label, name) == name,
+                f"expected a class of another name than {label!r} (in any case) in --{kind} "
+                f"{name}: the study has a {kind} of that name; rename the class",
+            )
+            values.setdefault(f"{kind}s", {}).setdefault(label, {})["method"] = name
     return Plan(Study(**values))
 
 

@@ -11,7 +11,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,10 @@ import psutil
 import safetensors.torch
 from filelock import FileLock
 from safetensors import SafetensorError
-from torch import Tensor
 
 from ppr_core.errors import CheckpointError, StoreError, need
 from ppr_core.lab.places import ROOT, results_folder
+from ppr_core.method import Result
 from ppr_core.runtime import Record
 from ppr_core.weights import sha256
 
@@ -41,23 +40,6 @@ PARAM_LIMIT = 6000  # characters of one MLflow parameter
 BATCH_LIMIT = 1000  # metrics in one MLflow request
 BUSY_S = 20.0  # how long to wait for another process's lock on the database
 TRIES = 3  # of what fails only where another process does the same at the same moment
-
-
-@dataclass
-class Result:
-    """What a stage leaves behind.
-
-    Attributes:
-        tensors: weights, masks, prepared triggers, by name.
-        info: settings chosen, labels detected, counts: anything that is JSON.
-        metrics: the figures a person compares, by name.
-        history: one record an epoch.
-    """
-
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    info: dict[str, Any] = field(default_factory=dict)
-    metrics: Record = field(default_factory=dict)
-    history: list[Record] = field(default_factory=list)
 
 
 def _as_store_error(method: Callable) -> Callable:

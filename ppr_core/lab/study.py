@@ -1,6 +1,5 @@
 """The settings of one study, read from YAML."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -57,11 +56,6 @@ class Study(Settings):
             return cls(**_read(Path(path)))
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
-
-    @classmethod
-    def from_names(cls, names: Mapping[str, Any]) -> Self:
-        """Build a study from a notebook's names (`globals()`): those that are settings count."""
-        return cls(**{key: names[key] for key in cls.model_fields if key in names})
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -86,6 +86,8 @@ class Evidence:
             return pd.Series(dtype=float)
         rows = self.paths[self.paths["defense"].isin(who) & (self.paths["start"] == start)]
         rows = rows[rows["batch_norm"] == "interpolate"]
+        if "rho" in rows and list(who) == ["pam"]:  # as in `mean`
+            rows = rows[rows["rho"] == rows["rho"].max()]
         return rows.groupby("t")["backdoor_error"].mean()
 
     def woken(self, perturbation: str, who: Sequence[str], column: str = "p_asr") -> float:
@@ -93,6 +95,8 @@ class Evidence:
         if not len(self.queries):
             return float("nan")
         rows = self.queries[self.queries["perturbation"] == perturbation]
+        if "scored" in rows:
+            rows = rows[rows["scored"] == "self"]
         rows = rows[rows["defense"].isin(who)]
         return float(rows[rows["eps"] == rows["eps"].max()][column].mean())
 

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from torch import Tensor
 
-from ppr_core.lab.plan import CLEAN as CLEAN_MODEL
-from ppr_core.lab.plan import NO_ATTACK, NO_DEFENSE
+from ppr_core.lab.graph import CLEAN as CLEAN_MODEL
+from ppr_core.lab.graph import NO_ATTACK, NO_DEFENSE
 from ppr_core.reporting.results import COLOURS, label
 
 # Colour-blind safe, and told apart in print by lightness.
@@ -184,6 +184,8 @@ def budget_curves(points: pd.DataFrame) -> Figure:
     Args:
         points: `results.queries` of a study.
     """
+    if "scored" in points:
+        points = points[points["scored"] == "self"]
     swept = points.groupby("perturbation")["eps"].transform("nunique") > 1
     points = points[swept].assign(eps=255 * points["eps"])
     kinds = [("qra", "name")]
@@ -398,6 +400,7 @@ SHADES = {
     "o_asr": BEFORE,
     "p_asr": AFTER,
     "c_asr": CLEAN,
+    "control": BEFORE,
     "backdoor_error": AFTER,
     "recalibrated": BEFORE,
     "clean_error": CLEAN,

@@ -10,6 +10,7 @@ from ppr_core.defenses import Ft, Npd, npd
 from ppr_core.defenses.npd import Polarizer, avoid, best_other, last_block
 from ppr_core.errors import ConfigError
 from ppr_core.lab.desk import Lab
+from ppr_core.lab.graph import Cell
 from ppr_core.lab.plan import Plan
 from ppr_core.models import build
 from ppr_core.runtime import session
@@ -192,7 +193,10 @@ def test_a_model_without_such_a_block_is_refused(data, rng):
 def test_the_study_reads_the_longer_model_back(store, tiny_study):
     plan = Plan(tiny_study.replace(defenses={"npd": {**SHORT}}))
     lab = Lab(store)
-    model = lab.model(plan.retuned("badnet", "npd", 0))
+    model = lab.model(plan.retuned(Cell("badnet", "npd", 0)))
     assert isinstance(last_block(model).conv1, Polarizer)
-    for other in (plan.backdoored("badnet", 0), plan.retuned("badnet", "clean", 0)):
+    for other in (
+        plan.backdoored(Cell("badnet", "none", 0)),
+        plan.retuned(Cell("badnet", "clean", 0)),
+    ):
         assert last_block(lab.model(other)).conv1.kernel_size == (3, 3)

@@ -3,8 +3,9 @@
 import pandas as pd
 import pytest
 
+from ppr_core.lab.graph import NO_ATTACK
 from ppr_core.lab.places import ROOT
-from ppr_core.lab.plan import NO_ATTACK, Plan
+from ppr_core.lab.plan import Plan
 from ppr_core.lab.study import Study
 from ppr_core.reporting import paper
 
@@ -82,9 +83,9 @@ def test_the_study_of_a_table_has_all_of_its_cells(number):
     plan = Plan(Study.load(ROOT / "params" / f"table{number:02d}.yaml"))
     names = plan.study.dataset["name"], plan.study.model["name"]
     ours = {
-        (*names, plan.attacks[attack].poison_rate, attack, defense.partition("@")[0])
-        for attack, defense, _ in plan.cells()
-        if attack != NO_ATTACK
+        (*names, plan.attacks[cell.attack].poison_rate, cell.attack, cell.defense)
+        for cell in plan.cells()
+        if cell.attack != NO_ATTACK
     }
     table = paper.numbers()
     theirs = table.loc[table["table"] == number, paper.MEANINGS]
