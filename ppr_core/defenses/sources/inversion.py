@@ -138,21 +138,17 @@ class Inversion(TriggerSource):
         # Inversions that were saved before these two were measured do not hold them.
         found |= {name: float(state[name]) for name in MEASURED if name in state}
         error, spent = (found.get(name, 0.0) for name in MEASURED)
-        doubts = []
-        if share < SURE:
-            doubts.append(f"uncertain label: it has only {share:.0%} of the votes")
-        if not EXTREME < mean < 1 - EXTREME:
-            doubts.append(f"saturated mask: its mean is {mean:.2f}; use fewer decouple.steps")
-        if error > self.norm_bound:
-            doubts.append(
-                f"unready generator: before the search its image MSE is {error:.2f}, above the "
-                f"norm_bound of {self.norm_bound:g}; use more pretrain.steps"
-            )
-        if spent > MOST:
-            doubts.append(
-                f"short search: {spent:.0%} of its steps only lowered the image MSE; use more "
-                "pretrain.steps or generate.steps"
-            )
+        told = {
+            f"uncertain label: it has only {share:.0%} of the votes": share < SURE,
+            f"saturated mask: its mean is {mean:.2f}; use fewer decouple.steps": not (
+                EXTREME < mean < 1 - EXTREME
+            ),
+            f"unready generator: before the search its image MSE is {error:.2f}, above the "
+            f"norm_bound of {self.norm_bound:g}; use more pretrain.steps": error > self.norm_bound,
+            f"short search: {spent:.0%} of its steps only lowered the image MSE; use more "
+            "pretrain.steps or generate.steps": spent > MOST,
+        }
+        doubts = [text for text, so in told.items() if so]
         return found | ({"warnings": doubts} if doubts else {})
 
     def reverse(self, generator: nn.Module, model: nn.Module) -> Change:

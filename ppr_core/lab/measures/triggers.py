@@ -9,7 +9,7 @@ from ppr_core.lab.measures.base import Column, Measure
 from ppr_core.lab.reader import Reader
 from ppr_core.method import Result
 from ppr_core.reactivation import triggers
-from ppr_core.reactivation.perturbation import aimed, success
+from ppr_core.reactivation.perturbation import aimed, success_rates
 
 
 class Triggers(Measure, triggers.Triggers):
@@ -42,7 +42,9 @@ class Triggers(Measure, triggers.Triggers):
             given = {"surrogates": others} if name == "transfer" else {}
             outcome = search(model, poisons, rng=rng, **given)
             perturb = triggers.universal(outcome.tensors)
-            rates = [success({"": model}, part, perturb, [search.eps]) for part in (clean, stamped)]
+            rates = [
+                success_rates({"": model}, part, perturb, [search.eps]) for part in (clean, stamped)
+            ]
             c_asr, p_asr = (rate[""][0] for rate in rates)
             row = {"perturbation": f"trigger, {name}", "eps": search.eps}
             rows.append({**row, "c_asr": c_asr, "p_asr": p_asr})
