@@ -37,7 +37,6 @@ LAB = [
     "lab.notebooks",
 ]
 REPORTING = [
-    "reporting.regression",
     "reporting.results",
     "reporting.comparison",
     "reporting.paper",
