@@ -42,7 +42,6 @@ LAB = [
     "lab.notebooks",
 ]
 REPORTING = [
-    "reporting.regression",
     "reporting.results",
     "reporting.victims",
     "reporting.comparison",

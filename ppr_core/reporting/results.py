@@ -6,12 +6,12 @@ from typing import Any
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
+from ppr_core.connectivity import regress
 from ppr_core.defenses import Pam
 from ppr_core.lab.graph import CLEAN, NO_DEFENSE, Cell, Stage
 from ppr_core.lab.measures import MEASURES, Column, Measure
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import Store
-from ppr_core.reporting.regression import regress
 
 # Of the defenses of a study, in its order: the same in every figure and chart.
 COLOURS = (
@@ -330,6 +330,15 @@ def explained(rows: pd.DataFrame) -> pd.DataFrame:
         table = done[names].astype(float)
         if len(done) <= len(names) + 1 or (table.nunique() < 2).any():
             continue
-        _, *rows = regress(done["p_asr"].astype(float), {name: table[name] for name in names})
-        found += [{"predictors": " + ".join(names), **row} for row in rows]
+        fit = regress(done["p_asr"].astype(float), {name: table[name] for name in names})
+        for name in names:
+            found.append(
+                {
+                    "predictors": " + ".join(names),
+                    "coefficient": name,
+                    **fit.coefficients[name]._asdict(),
+                    "r2": fit.r2,
+                    "models": fit.count,
+                }
+            )
     return pd.DataFrame(found)
