@@ -78,7 +78,7 @@ def test_rnp(data):
     """
     method = Rnp(
         select="fixed",
-        tau=0.97,
+        tau=0.9975,
         forgotten=0.0,
         forgetting={**WHOLE, "epochs": 2},
         schedule={**WHOLE, "epochs": 2, "lr": 0.2},
@@ -99,8 +99,8 @@ def test_rnp(data):
     masks = m["m"].detach()
     found = torch.cat([outcome.tensors[f"mask.{name}"] for name in NORMS])
     torch.testing.assert_close(found, masks, **plain.CLOSE)
-    weak = dict(zip(NORMS, (masks <= 0.97).split(SIZES), strict=True))
-    assert 0 < (masks <= 0.97).sum() < sum(SIZES)
+    weak = dict(zip(NORMS, (masks <= 0.9975).split(SIZES), strict=True))
+    assert 0 < (masks <= 0.9975).sum() < sum(SIZES)
     silenced(outcome.model, state(model), ["weight"], weak)
 
 
