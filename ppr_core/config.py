@@ -28,6 +28,10 @@ class SettingsError(ConfigError):
         super().__init__(label, problems)  # all of them: errors travel between processes
         self.label, self.problems = label, problems
 
+    def under(self, label: str) -> Self:
+        """Return the same problems under what a user wrote."""
+        return type(self)(label, self.problems)
+
     def __str__(self) -> str:
         return "; ".join(f"{self.label}{path}: {text}" for path, text in self.problems)
 
@@ -55,7 +59,7 @@ class Settings(BaseModel):
         try:
             return cls(**values)
         except SettingsError as error:
-            raise SettingsError(label, error.problems) from None
+            raise error.under(label) from None
 
     @model_validator(mode="before")
     @classmethod
