@@ -44,6 +44,14 @@ class SettingsError(ConfigError):
         super().__init__(label, problems)  # all of them: errors travel between processes
         self.label, self.problems = label, problems
 
+    def under(self, label: str) -> Self:
+        """Return the same problems under what a user wrote."""
+        return type(self)(label, self.problems)
+
+    def inside(self, label: str, group: str) -> Self:
+        """Return the same problems as those of a group of further settings."""
+        return type(self)(label, [(f".{group}{path}", text) for path, text in self.problems])
+
     def __str__(self) -> str:
         return "; ".join(f"{self.label}{path}: {text}" for path, text in self.problems)
 
@@ -71,7 +79,7 @@ class Settings(BaseModel):
         try:
             return cls(**values)
         except SettingsError as error:
-            raise SettingsError(label, error.problems) from None
+            raise error.under(label) from None
 
     @model_validator(mode="before")
     @classmethod
@@ -82,20 +90,24 @@ class Settings(BaseModel):
         merged = dict(values)
         for name, field in cls.model_fields.items():
             if isinstance(field.default, Settings) and isinstance(merged.get(name), Mapping):
-                try:
-                    merged[name] = field.default.replace(**merged[name])
-                except SettingsError as error:
-                    inner = [(f".{name}{path}", text) for path, text in error.problems]
-                    raise SettingsError(cls.__name__, inner) from None
+                merged[name] = cls._changed(name, field.default, merged[name])
         return merged
+
+    @classmethod
+    def _changed(cls, name: str, group: "Settings", values: Mapping[str, Any]) -> "Settings":
+        try:
+            return group.replace(**values)
+        except SettingsError as error:
+            raise error.inside(cls.__name__, name) from None
 
     def replace(self, **overrides: Any) -> Self:
         """Return a checked copy with some fields changed; groups are merged key by key."""
         values = {name: getattr(self, name) for name in type(self).model_fields}
         for name, value in overrides.items():
             old = values.get(name)
-            nested = isinstance(old, Settings) and isinstance(value, Mapping)
-            values[name] = old.replace(**value) if nested else value
+            if isinstance(old, Settings) and isinstance(value, Mapping):
+                value = self._changed(name, old, value)
+            values[name] = value
         return type(self)(**values)
 
     @classmethod

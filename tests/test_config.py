@@ -79,6 +79,16 @@ def test_errors_name_what_the_user_wrote():
     assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
 
 
+class Outermost(Settings):
+    outer: Outer = Field(Outer(size=3), description="group of a group")
+
+
+@pytest.mark.parametrize("build", [Outermost, Outermost().replace])
+def test_the_path_of_a_group_in_a_group_is_whole(build):
+    with pytest.raises(ConfigError, match=r"^Outermost\.outer\.inner\.lr: expected greater"):
+        build(outer={"inner": {"lr": -1}})
+
+
 class Bounded(Settings):
     eps: Budget = Field(8 / 255, description="of a pixel")
 

@@ -29,6 +29,12 @@ def main(argv: list[str] | None = None) -> int:
     except (ConfigError, DataError, CheckpointError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:  # the core is installed alone
+        if (error.name or "").partition(".")[0] == "ppr_core":
+            raise
+        mend = "pip install 'ppr-core[lab]'"
+        print(f"error: expected the package {error.name}, got none; {mend}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("stopped; the next start goes on from here", file=sys.stderr)
         return 130

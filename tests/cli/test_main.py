@@ -1,6 +1,7 @@
 import csv
 import io
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,12 @@ def test_a_port_in_use_gives_the_next_free_one():
         taken.listen()
         port = taken.getsockname()[1]
         assert servers.free_port(port) > port
+
+
+def test_a_core_without_the_lab_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    assert main(["list", "attacks"]) == 2
+    assert "expected the package pandas, got none; pip install" in capsys.readouterr().err
 
 
 def test_doctor_names_the_store_and_the_threads(capsys, store):
