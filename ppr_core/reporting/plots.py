@@ -114,11 +114,15 @@ def query_bars(rows: pd.DataFrame) -> Figure:
     """Draw ASR before and under QRA (triggered and clean images), a panel an attack.
 
     Args:
-        rows: `results.cells` of a study that measures "query".
+        rows: `results.cells` of a study that measures "query"; where the perturbation was also
+            tried on a clean model that it was not learnt with, that is shown beside it.
     """
     shown = {"o_asr": "triggered", "q_p_asr": "triggered + QRA", "q_c_asr": "clean + QRA"}
     rows = _named(rows)
-    return _grouped_bars(rows[rows["q_p_asr"].notna()], shown, [BEFORE, AFTER, CLEAN])
+    rows = rows[rows["q_p_asr"].notna()]
+    if "q_unseen_p_asr" in rows and rows["q_unseen_p_asr"].notna().any():
+        shown["q_unseen_p_asr"] = "triggered + QRA, unseen clean model"
+    return _grouped_bars(rows, shown, [BEFORE, AFTER, CLEAN, "#8c8c8c"][: len(shown)])
 
 
 def rival_bars(rows: pd.DataFrame) -> Figure:
