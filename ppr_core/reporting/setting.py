@@ -18,8 +18,6 @@ ARCHITECTURES = {
     "cifar100": UPSCALED,
     "tiny_imagenet": UPSCALED,
 }
-    PRETRAINED, ("resnet18_imagenet",)
-)
 # RA's poisoned samples and PAM's rho. Source: Min et al. 2024, sec. B.2.
 COUNTS = {"cifar10": PAPER_COUNTS} | {
     name: {"badnet": 25, "blended": 10, "ssba": 35} for name in PRETRAINED
