@@ -37,10 +37,13 @@ LAB = [
     "lab.notebooks",
 ]
 REPORTING = [
+    "reporting.setting",
     "reporting.results",
     "reporting.comparison",
-    "reporting.paper",
     "reporting.evidence",
+    "reporting.paper",
+    "reporting.tables",
+    "reporting.regression",
     "reporting.claims",
     "reporting.plots",
     "reporting.report",

@@ -7,7 +7,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ppr_core.connectivity import regress
 from ppr_core.defenses import Pam
 from ppr_core.lab.desk import Lab
 from ppr_core.lab.plan import CLEAN, GRID, NO_ATTACK, NO_DEFENSE, Plan, Stage
@@ -363,32 +362,3 @@ def _points(plan: Plan, store: Store, kinds: tuple[str, ...]) -> pd.DataFrame:
         rows += [{**about, **point} for point in points]
         defenses += [stage.defense or point["source"] for point in points]
     return pd.DataFrame(rows).assign(name=_labels(plan, defenses)) if rows else pd.DataFrame()
-
-
-def explained(rows: pd.DataFrame) -> pd.DataFrame:
-    """Regress P-ASR on what the path tells, one row a coefficient with its 95 % interval.
-
-    Args:
-        rows: `cells` of a study that measures "path"; too few models give an empty table.
-    """
-    done = rows[rows["distance"].notna() & rows["p_asr"].notna()]
-    found = []
-    for names in (["distance"], ["path_distance"], ["barrier"], ["distance", "barrier"]):
-        table = done[names].astype(float)
-        if len(done) <= len(names) + 1 or (table.nunique() < 2).any():
-            continue
-        fit = regress(done["p_asr"].astype(float), {name: table[name] for name in names})
-        for name in names:
-            found.append(
-                {
-                    "predictors": " + ".join(names),
-                    "coefficient": name,
-                    **fit.coefficients[name]._asdict(),
-                    "r2": fit.r2,
-                    "models": fit.count,
-                }
-            )
-    return pd.DataFrame(found)
-
-
-# What a cell's run holds: no more than a table of runs can show side by side.
