@@ -45,6 +45,7 @@ REPORTING = [
     "reporting.tables",
     "reporting.regression",
     "reporting.claims",
+    "reporting.boards",
     "reporting.plots",
     "reporting.report",
     "explorer",

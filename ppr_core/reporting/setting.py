@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+import pandas as pd
+
 from ppr_core.data import DATASETS
-from ppr_core.lab.plan import NO_ATTACK, Plan
+from ppr_core.lab.plan import NO_ATTACK, Plan, rho_label
 from ppr_core.models import MODELS
 from ppr_core.reactivation.retuning import PAPER_COUNTS
 
@@ -73,6 +75,25 @@ def setting_columns(plan: Plan, attack: str, defense: str = "") -> dict[str, Any
         given |= {"ra_share": retuning.share, "ra_epochs": schedule.epochs, "ra_lr": schedule.lr}
     parts = [*_budget(plan, method), *_protocol(plan, attack), *_published(plan, defense)]
     return {**given, "level": level_of(parts), "scale": "; ".join(parts)}
+
+
+def with_settings(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return a study's cells with the columns of `setting_columns`, where they lack them."""
+    if "level" in rows or not len(rows):
+        return rows
+    known = {*plan.attacks, NO_ATTACK}
+    found = [
+        setting_columns(plan, row["attack"], _label(plan, row)) if row["attack"] in known else {}
+        for _, row in rows.iterrows()
+    ]
+    settings = pd.DataFrame(found, rows.index)
+    return rows.drop(columns=settings.columns, errors="ignore").join(settings)
+
+
+def _label(plan: Plan, row: pd.Series) -> str:
+    """Return the study's label of a row; PAM's others of the rho grid have labels of their own."""
+    label = rho_label(row["rho"]) if row["rho"] == row["rho"] and row["rho"] is not None else ""
+    return label if row["defense"] == "pam" and label in plan.defenses else row["defense"]
 
 
 def level_of(parts: Sequence[str]) -> str:

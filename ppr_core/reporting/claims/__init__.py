@@ -13,7 +13,7 @@ from ppr_core.reporting.claims import pam, paths, query, retuning, setting
 from ppr_core.reporting.claims.base import Answer, Claim, stands_in
 from ppr_core.reporting.claims.rules import rules
 from ppr_core.reporting.evidence import FRAMES, SETTING, Evidence
-from ppr_core.reporting.setting import OTHER, PAPER, paper_rho
+from ppr_core.reporting.setting import OTHER, PAPER, paper_rho, with_settings
 
 __all__ = [
     "CLAIMS",
@@ -78,7 +78,7 @@ def gather(plan: Plan, store: Store, further: Sequence[Plan] = ()) -> Evidence:
         further: other studies, for the claims that span several data sets, models or rates.
     """
     plans = (plan, *further)
-    cells = [results.cells(one, store) for one in plans]
+    cells = [with_settings(one, results.cells(one, store)) for one in plans]
     frames = {name: [] for name in FRAMES}
     for one in plans:
         places = {a: m.poison_rate for a, m in one.attacks.items()}
@@ -86,9 +86,8 @@ def gather(plan: Plan, store: Store, further: Sequence[Plan] = ()) -> Evidence:
             read = getattr(results, name)
             frame = read(one, store, "retuned") if name == "histories" else read(one, store)
             if len(frame):
-                about = {"dataset": cells[0], "model": cells[0]}
                 row = cells[plans.index(one)].iloc[0]
-                about = {column: row[column] for column in about}
+                about = {column: row[column] for column in ("dataset", "model")}
                 frames[name].append(frame.assign(**about, poison_rate=frame["attack"].map(places)))
     return Evidence(
         cells[0],
