@@ -170,7 +170,11 @@ def _below_one_percent(rate: float) -> bool:
 
 TEN = Scope((("cifar10", "resnet18", None),), {"ra_poisons": [10], "attack": ["badnet"]}, ("RA p",))
 RARER = Scope((("cifar10", "resnet18", None),), {"poison_rate": _below_one_percent}, ("poison r",))
-LABELS = Scope(OTHERS, {**OTHER_SETS, "attack": ["lc"]}, ("attack lc", "RA poisoned"))
+LABELS = Scope(
+    tuple((*place[:2], None) for place in OTHERS),
+    {**OTHER_SETS, "attack": ["lc"]},
+    ("attack lc", "RA poisoned", "poison rate"),
+)
 SCRATCH = Scope(
     tuple((name, None, None) for name in OTHER_SETS["dataset"]),
     OTHER_SETS,

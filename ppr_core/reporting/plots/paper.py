@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ppr_core.reporting.claims.base import CIFAR10, MAIN, OTHERS, RARE
+from ppr_core.reporting.claims.query import CONTROLS
 from ppr_core.reporting.evidence import SETTING, Evidence, Scope
 from ppr_core.reporting.plots.base import (
     AFTER,
@@ -127,7 +128,7 @@ def _query(e: Evidence, attacks: list[str] | None) -> pd.DataFrame:
     By eq. 2 with EP as surrogate where it was run; else by the authors' code, where the clean
     model is the one that no generator saw.
     """
-    for form, clean in (("qe", "qe_clean"), ("q", "q_unseen")):
+    for form in CONTROLS:
         own = [f"{form}_c_asr", f"{form}_p_asr"]
         rows = e.of([name for name in BASELINES if name not in ("clean", "ep")], *own)
         if len(rows):
@@ -136,7 +137,7 @@ def _query(e: Evidence, attacks: list[str] | None) -> pd.DataFrame:
         return pd.DataFrame()
     rows = rows if attacks is None else rows[rows["attack"].isin(attacks)]
     parts = [rows.assign(name=rows["defense"], c=rows[own[0]], p=rows[own[1]])]
-    control = [f"{clean}_c_asr", f"{clean}_p_asr"]
+    control = [f"{CONTROLS[form]}_{what}_asr" for what in ("c", "p")]
     if {*control} <= {*rows.columns}:
         seen = rows.dropna(subset=control)
         parts.append(seen.assign(name="clean model", c=seen[control[0]], p=seen[control[1]]))
