@@ -21,7 +21,7 @@ class Mesa(Unlearning):
 
     source: ClassVar[str] = "Qiao et al. 2019, arXiv:1910.04749"
     privileges: ClassVar[str] = (
-        "the patch's size, and its corner where inversion.corner is set, which no defender is told; "
+        "the patch's size, and with inversion.corner its corner, which no defender is told; "
         "the target label is estimated"
     )
 

@@ -24,6 +24,7 @@ from tests.reporting.made_up import (
 )
 
 AWAKE = {"o_asr": 97.0, "p_asr": 99.0}  # never purified
+HALF = {"o_asr": 16.0, "q_p_asr": 99.0}  # lifted high, but not purified
 PURIFIED_ROWS = {"badnet": 0.9, "blended": 0.5, "ssba": 0.5, "lc": 0.9}
 REFUTED, UNTESTED = ("no", "fails", "open"), ("not tested",)
 
@@ -102,8 +103,7 @@ FOOLED = {
         ),
         REFUTED,
     ),
-    20: (of(**{**all_with(q_p_asr=40.0), "fst": {**AWAKE, "o_asr": 16.0, "q_p_asr": 99.0}},
-            bti={"q_p_asr": 99.0}), REFUTED),
+    20: (of(**{**all_with(q_p_asr=40.0), **dict.fromkeys(["fst", "bti", "ft_sam"], HALF)}), REFUTED),
     22: (self_control(), REFUTED),
     23: (alone(q1_clean_p_asr=3.0), REFUTED),
     24: (alone(q1_clean_p_asr=80.0, qe_clean_p_asr=5.0, qe_p_asr=4.0), REFUTED),  # wakes nothing
@@ -114,7 +114,6 @@ FOOLED = {
     36: (of(**all_with(barrier=10.0) | {"bti": {"barrier": 70.0}},
             pam={**PAM, "barrier": 60.0}), REFUTED),
     **dict.fromkeys((41, 42, 44, 45, 46), (one_rho(), REFUTED)),
-    43: (of(**{**ALL, "bti": 22.0}, ibau_=1.0, pam=PAM | {"p_asr": 3.0}), REFUTED),
     49: (of(**{**all_with(o_c_acc=90.0), "fst": {"o_c_acc": 96.0}}, pam=PAM), REFUTED),
     51: (grid(barrier=[5, 60, 2, 1, 6]), REFUTED),
     52: (grid(o_c_acc=[93.0, 89.5, 94.0, 89.6, 92.9]), REFUTED),
