@@ -103,7 +103,7 @@ FOOLED = {
         ),
         REFUTED,
     ),
-    20: (of(**{**all_with(q_p_asr=40.0), **dict.fromkeys(["fst", "bti", "ft_sam"], HALF)}), REFUTED),
+    20: (of(**{**all_with(q_p_asr=40.0), "fst": HALF, "bti": HALF, "ft_sam": HALF}), REFUTED),
     22: (self_control(), REFUTED),
     23: (alone(q1_clean_p_asr=3.0), REFUTED),
     24: (alone(q1_clean_p_asr=80.0, qe_clean_p_asr=5.0, qe_p_asr=4.0), REFUTED),  # wakes nothing

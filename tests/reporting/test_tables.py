@@ -33,10 +33,8 @@ def test_the_papers_own_numbers_fill_every_table(printed):
         for label, ours, theirs in table.lines:
             for mine, other in zip(ours, theirs, strict=True):
                 if other != "-":
-                    assert float(mine) == pytest.approx(float(other), abs=0.4), (
-                        table.number,
-                        label,
-                    )
+                    near = pytest.approx(float(other), abs=0.4)  # its averages slip
+                    assert float(mine) == near, (table.number, label)
 
 
 def test_rows_and_columns_are_the_papers(printed):
