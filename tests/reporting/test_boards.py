@@ -24,8 +24,7 @@ def test_the_boards_that_are_kept_are_those_of_the_tables_beside_them(name):
     text = (RESULTS / f"{name}_claims.md").read_text()
     assert boards.printed(found, "claims") in text
     kept = (RESULTS / f"{name}_claims.csv").read_text()
-    assert kept == boards.printed(found, "claims-csv") + "
-"
+    assert kept == boards.printed(found, "claims-csv") + "\n"
     assert f"--cells notebooks/results/{name}.csv" in text
     readme = (RESULTS / "README.md").read_text()
     assert f"{name}_claims.md" in readme
