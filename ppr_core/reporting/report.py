@@ -85,14 +85,13 @@ def _line(row: "results.pd.Series", heads: Iterable[str]) -> dict[str, Any]:
 
 def _claim(verdict: claims.Verdict) -> dict[str, Any]:
     """Return a verdict as texts: the word, what it is worth, and what it rests on."""
-    count = f"{verdict.seeds} seeds, {verdict.cells} cells" if verdict.seeds else ""
     return {
         "claim": f"{verdict.number}. {verdict.claim}",
         "verdict": verdict.verdict,
         "grade": verdict.grade,
         "mark": verdict.verdict.replace(" ", "-"),
         "ours": verdict.ours or f"needs {verdict.needs}",
-        "rests": "; ".join(part for part in (count, verdict.left_out) if part),
+        "rests": "; ".join(part for part in (verdict.rests, verdict.left_out) if part),
         "paper": verdict.paper,
         "tables": verdict.tables,
     }

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -120,10 +121,11 @@ def _printed(number: int, rows: pd.DataFrame, beside: pd.DataFrame) -> Printed:
     theirs = theirs.assign(group=group, label=[_label(number, row) for _, row in theirs.iterrows()])
     heads = list(dict.fromkeys(zip(theirs["group"], theirs["metric"], strict=True)))
     marks: dict[str, str] = {}
+    found = _by_cell(beside)
     lines = []
     for label, cells in theirs.groupby("label", sort=False):
         cells = cells.set_index(["group", "metric"])
-        ours = [_ours(cells.loc[head], rows, beside, marks) for head in heads]
+        ours = [_ours(cells.loc[head], rows, found, marks) for head in heads]
         lines.append((str(label), ours, [cells.loc[h, "text"] or "-" for h in heads]))
     count = int(theirs["paper"].notna().sum())
     notes = {mark: why for why, mark in marks.items()}
@@ -140,14 +142,25 @@ def _label(number: int, row: pd.Series) -> str:
     return f"{place} {mode}" + (f" {method}" if row["defense"] != "none" else "")
 
 
-def _ours(cell: pd.Series, rows: pd.DataFrame, beside: pd.DataFrame, marks: dict[str, str]) -> str:
+def _key(row: Any) -> tuple:
+    rho = row["rho"] if row["rho"] == row["rho"] else None  # an average has none
+    return (*(row[name] for name in (*paper.MEANINGS, "figure")), rho)
+
+
+def _by_cell(beside: pd.DataFrame) -> dict[tuple, tuple[float, float]]:
+    """Return our mean and spread by the paper's cell."""
+    return {_key(row): (row["ours"], row["spread"]) for row in beside.to_dict("records")}
+
+
+def _ours(
+    cell: pd.Series,
+    rows: pd.DataFrame,
+    found: dict[tuple, tuple[float, float]],
+    marks: dict[str, str],
+) -> str:
     """Return our number of a cell with its spread, or a dash whose mark says why there is none."""
-    same = [*paper.MEANINGS, "figure"]
-    found = beside[(beside[same] == cell[same]).all(axis=1)]
-    if cell["defense"] == "pam" and cell["attack"] != paper.AVERAGE:
-        found = found[found["rho"] == cell["rho"]]
-    if len(found):
-        ours, spread = found.iloc[0]["ours"], found.iloc[0]["spread"]
+    if (key := _key(cell)) in found:
+        ours, spread = found[key]
         return number_text(ours) + (f"±{spread:.1f}" if spread == spread else "")
     why = _reason(cell, rows)
     return f"-{marks.setdefault(why, MARKS[len(marks) % len(MARKS)])}"

@@ -92,7 +92,7 @@ def among_others():
 
 # Claim -> (made-up runs, what may be said of the claim now).
 FOOLED = {
-    1: (Evidence(attacks(badnet=ALL, blended={**ALL, "bti": 5.0})), REFUTED),  # mean 47 or 90
+    1: (Evidence(attacks(badnet=ALL, blended={**ALL, "bti": 12.0})), REFUTED),  # a mean of 51
     3: (of(anp=AWAKE | {"p_asr": 82.0}, anp_oracle=AWAKE, fst=AWAKE), UNTESTED),
     4: (of(anp={"o_asr": 1.0}, anp_oracle={"o_asr": 12.0}, fst={"o_asr": 1.5}, bti=2.0), REFUTED),
     16: (

@@ -70,12 +70,12 @@ def test_errors_of_one_seed_are_not_independent():
     """Models of one seed share an error: plain errors would be far too sure of themselves."""
     rng = np.random.default_rng(3)
     inside = []
-    for turn in range(60):
+    for turn in range(25):
         rows = models(noise=0.0, seeds=4, attacks=("badnet", "blended", "ssba", "lc"), rng=turn)
         errors = rng.normal(0, 9, 4)[rows["seed"]]
         found = fit(rows.assign(p_asr=rows["p_asr"] + errors))
         inside.append(found["low"] <= -3 <= found["high"])
-    assert np.mean(inside) > 0.85
+    assert np.mean(inside) >= 0.8, "errors taken for independent cover a third of them"
 
 
 def test_too_few_models_give_no_fit():

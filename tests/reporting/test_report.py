@@ -49,7 +49,7 @@ def test_another_scale_stands_apart_and_says_so(store, tiny_study):
 def test_claims_tell_their_grade_and_what_they_rest_on(store, tiny_study):
     html = written(store, tiny_study, defense="clean", p_asr=4.0)
     assert "<td>yes<small>seen</small></td>" in html
-    assert "1 seeds, 1 cells" in html
+    assert "1 seed, 1 cell" in html
     assert "mean 2.4, worst cell 8.1" in html
 
 

@@ -68,6 +68,14 @@ class Verdict:
     left_out: str = ""
     needs: str = ""
 
+    @property
+    def rests(self) -> str:
+        """On what the verdict rests, in words."""
+        if not self.seeds:
+            return ""
+        count = f"{self.seeds} seed{'s' * (self.seeds != 1)}, {self.cells} cell"
+        return count + "s" * (self.cells != 1)
+
 
 def gather(plan: Plan, store: Store, further: Sequence[Plan] = ()) -> Evidence:
     """Read what the runs of several studies say from the store.
@@ -204,9 +212,8 @@ def text(verdicts: Sequence[Verdict]) -> str:
 def _wrapped(head: str, number: int, v: Verdict) -> list[str]:
     said = f"{head}{number:2d}. {v.claim}"
     rest = [v.ours or f"needs {v.needs}"]
-    if v.grade and v.grade != "text":
-        count = f"{v.seeds} seed{'s' * (v.seeds != 1)}, {v.cells} cell{'s' * (v.cells != 1)}"
-        rest.append(count + (f"; left out: {v.left_out}" if v.left_out else ""))
+    if v.rests:
+        rest.append(v.rests + (f"; left out: {v.left_out}" if v.left_out else ""))
     if v.grade:
         rest.append(f"the paper: {v.paper}; its tables: {v.tables}")
     indent = " " * 23
@@ -221,7 +228,7 @@ def markdown(verdicts: Sequence[Verdict]) -> str:
     lines = ["| claim | verdict | ours | the paper | its tables |", "|---|---|---|---|---|"]
     tested = [v for v in verdicts if v.grade]
     for v in sorted(tested, key=lambda v: GRADES.index(v.grade)):
-        about = f" ({v.seeds} seeds, {v.cells} cells)" if v.seeds else ""
+        about = f" ({v.rests})" if v.rests else ""
         said = [f"{v.number}. {v.claim}", f"{v.grade}: {v.verdict}", f"{v.ours}{about}"]
         lines.append(f"| {' | '.join([*said, v.paper, v.tables])} |")
     return "\n".join([f"Rules, version {rules()['version']}. {tally(verdicts)}.", "", *lines])
