@@ -34,7 +34,10 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     override(run)
     report = command("report", _report, "print a study's table, or write its HTML report")
     _study_arguments(report)
-    report.add_argument("--format", choices=("text", "csv", "markdown", "html"), default="text")
+    kinds = ("text", "csv", "markdown", "html", "claims", "claims-csv", "tables", "tables-csv")
+    report.add_argument("--format", choices=(*kinds, "tables-markdown"), default="text")
+    text = "judge this table of cells (of --format csv) in place of the store's runs"
+    report.add_argument("--cells", metavar="CSV", help=text)
     text = "a further study, for the claims that span several data sets, models or rates"
     report.add_argument("--also", action="append", default=[], metavar="FILE", help=text)
 
@@ -189,17 +192,21 @@ def _report(arguments: argparse.Namespace) -> int:
     from ppr_core.lab.plan import Plan
     from ppr_core.lab.store import Store
     from ppr_core.lab.study import Study
-    from ppr_core.reporting import claims, report, results
+    from ppr_core.reporting import boards, claims, report, results
 
     plan, store = _plan(arguments), Store()
-    further = [Plan(Study.load(study_file(file))) for file in arguments.also]
+    further = [Plan(Study(**read(file, arguments.set))) for file in arguments.also]
     if arguments.format == "csv":
         results.cells(plan, store).to_csv(sys.stdout, index=False)
         return 0
     if arguments.format == "markdown":
         print(results.markdown_table(results.cells(plan, store)))
         return 0
-    evidence = claims.gather(plan, store, further)
+    evidence = boards.read(plan, arguments.cells) if arguments.cells else None
+    evidence = evidence or claims.gather(plan, store, further)
+    if arguments.format in boards.FORMATS:
+        print(boards.printed(evidence, arguments.format))
+        return 0
     path = report.write(plan, store, evidence)
     if arguments.format == "html":
         print(path)

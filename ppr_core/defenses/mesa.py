@@ -20,7 +20,8 @@ class Mesa(Unlearning):
 
     source: ClassVar[str] = "Qiao et al. 2019, arXiv:1910.04749"
     privileges: ClassVar[str] = (
-        "the patch's size, its place with inversion.corner; the target label is estimated"
+        "the patch's size, and with inversion.corner its corner, which no defender is told; "
+        "the target label is estimated"
     )
 
     inversion: SerializeAsAny[TriggerSource] = Field(

@@ -6,7 +6,6 @@ from typing import Any
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from ppr_core.connectivity import regress
 from ppr_core.defenses import Pam
 from ppr_core.lab.graph import CLEAN, NO_DEFENSE, Cell, Stage
 from ppr_core.lab.measures import MEASURES, Column, Measure
@@ -316,29 +315,3 @@ def _points(plan: Plan, store: Store, curve: str, **unless_said: Any) -> pd.Data
                 stage.cell.but(defense=point["source"]) if "source" in point else stage.cell
             )
     return _named(plan, rows, cells)
-
-
-def explained(rows: pd.DataFrame) -> pd.DataFrame:
-    """Regress P-ASR on what the path tells, one row a coefficient with its 95 % interval.
-
-    Args:
-        rows: `cells` of a study that measures "path"; too few models give an empty table.
-    """
-    done = rows[rows["distance"].notna() & rows["p_asr"].notna()]
-    found = []
-    for names in (["distance"], ["path_distance"], ["barrier"], ["distance", "barrier"]):
-        table = done[names].astype(float)
-        if len(done) <= len(names) + 1 or (table.nunique() < 2).any():
-            continue
-        fit = regress(done["p_asr"].astype(float), {name: table[name] for name in names})
-        for name in names:
-            found.append(
-                {
-                    "predictors": " + ".join(names),
-                    "coefficient": name,
-                    **fit.coefficients[name]._asdict(),
-                    "r2": fit.r2,
-                    "models": fit.count,
-                }
-            )
-    return pd.DataFrame(found)

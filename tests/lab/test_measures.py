@@ -85,7 +85,6 @@ def test_every_measure_of_a_study(measured):
         ("ft", "fst"),
         ("fst", "ft"),
     }, "oracles neither lend nor borrow a perturbation"
-    assert len(results.explained(rows)) > 0
 
 
 def test_paths_start_and_end_where_they_say(measured):
