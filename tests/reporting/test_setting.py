@@ -18,8 +18,8 @@ def columns(name, attack="badnet", defense="", **changes):
 def test_the_files_of_the_papers_tables_have_its_setting(name):
     plan = Plan(Study.load(ROOT / "params" / f"{name}.yaml"))
     found = {
-        (attack, defense): setting_columns(plan, attack, defense)["scale"]
-        for attack, defense, _ in plan.cells()
+        cell: setting_columns(plan, cell.attack, cell.defense)["scale"]
+        for cell in plan.cells()
     }
     assert set(found.values()) == {""}
 
