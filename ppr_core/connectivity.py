@@ -4,11 +4,9 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
@@ -40,7 +38,7 @@ class Line(Settings):
 
     points: int = Field(21, ge=2, description="positions on the path, both ends included")
     batch_norm: list[BatchNorm] = Field(
-        ["interpolate", "recalibrate"], description="ways to have the running statistics"
+        ["interpolate", "recalibrate"], description="how batch-norm statistics are set"
     )
     asleep: float = Field(ASLEEP, ge=0, le=100, description="ASR (percent) of a sleeping backdoor")
 
@@ -54,7 +52,7 @@ class Path:
         backdoor_error: 100 - ASR there, percent.
         clean_error: 100 - C-Acc there, percent.
         distance: L2 distance of the end points over all parameters.
-        batch_norm: how batch-norm statistics were had.
+        batch_norm: how batch-norm statistics were set.
     """
 
     t: list[float]
@@ -86,7 +84,7 @@ class Path:
         """Return how far from the end, in L2, one can go towards the start with ASR at most q.
 
         It tells models that are far along the path from models that are merely far: 0 where the
-        end itself is awake.
+        end itself has a higher ASR.
         """
         t = self.t_star(asleep)
         return 0.0 if math.isnan(t) else (1 - t) * self.distance
@@ -252,69 +250,3 @@ def _hits(
     with autocast(images.device):
         parts = [forward(state, to_float(part)) for part in images.images.split(size)]
     return hit_rate(torch.cat(parts, -1), images.labels)
-
-
-class Estimate(NamedTuple):
-    """A coefficient and its confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Regression:
-    """A linear fit.
-
-    Attributes:
-        coefficients: by predictor, and "intercept".
-        r2: share of the variance explained.
-        count: observations.
-    """
-
-    coefficients: dict[str, Estimate]
-    r2: float
-    count: int
-
-
-def regress(
-    response: Sequence[float],
-    predictors: Mapping[str, Sequence[float]],
-    *,
-    confidence: float = 0.95,
-) -> Regression:
-    """Fit a response linearly by least squares, such as P-ASR by distance and barrier.
-
-    Args:
-        response: one value a model.
-        predictors: by name, one value a model each.
-        confidence: of the intervals, which are Student's.
-
-    Raises:
-        DataError: fewer models than a fit with an interval takes, values that are not finite, or
-            predictors that determine one another.
-    """
-    y = np.asarray(response, float)
-    x = np.column_stack([np.ones(len(y)), *(np.asarray(v, float) for v in predictors.values())])
-    count, terms = x.shape
-    need(
-        count > terms,
-        f"expected more than {terms} models for {terms} coefficients, got {count}",
-        DataError,
-    )
-    need(np.isfinite(x).all() and np.isfinite(y).all(), "expected finite values", DataError)
-    need(
-        np.linalg.matrix_rank(x / np.abs(x).max(0).clip(1e-300)) == terms,
-        f"expected predictors that vary independently, got {', '.join(predictors)}; drop one",
-        DataError,
-    )
-    solution, *_ = np.linalg.lstsq(x, y, rcond=None)
-    residual = ((y - x @ solution) ** 2).sum()
-    spread = ((y - y.mean()) ** 2).sum()
-    error = np.sqrt(np.diag(np.linalg.inv(x.T @ x)) * residual / (count - terms))
-    reach = stats.t.ppf((1 + confidence) / 2, count - terms) * error
-    coefficients = {
-        name: Estimate(float(value), float(value - margin), float(value + margin))
-        for name, value, margin in zip(["intercept", *predictors], solution, reach, strict=True)
-    }
-    return Regression(coefficients, float(1 - residual / spread) if spread else math.nan, count)

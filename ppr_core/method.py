@@ -1,15 +1,14 @@
 """What every attack, defense and reactivation is: hyper-parameters that can be called."""
 
 import contextlib
-import hashlib
 import inspect
-import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +16,11 @@ from ppr_core.config import Settings
 from ppr_core.data.images import ImageSet
 from ppr_core.errors import DataError, need
 from ppr_core.models.base import clone
-from ppr_core.runtime import Cost, Record, counted
+from ppr_core.models.needs import need_all, need_true_cut
+from ppr_core.runtime import Cost, Record, counted, seed_of, seeded
+
+if sys.platform != "win32":
+    import resource
 
 
 @dataclass
@@ -39,6 +42,31 @@ class Outcome:
     cost: Cost = field(default_factory=Cost)
 
 
+@dataclass
+class Result:
+    """What a stage of a study leaves behind.
+
+    Attributes:
+        tensors: weights, masks, prepared triggers, by name.
+        info: settings chosen, labels detected, counts: anything that is JSON.
+        metrics: the figures a person compares, by name.
+        history: one record an epoch.
+    """
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
+    metrics: Record = field(default_factory=dict)
+    history: list[Record] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> "Result":
+        """Return what is kept of an outcome: the model's weights are the tensors "model."."""
+        weights = {f"model.{name}": t for name, t in outcome.model.state_dict().items()}
+        cost = {f"cost_{name}": float(value) for name, value in vars(outcome.cost).items()}
+        tensors = {**outcome.tensors, **weights}
+        return cls(tensors, outcome.info, cost, list(outcome.history))
+
+
 class Method(Settings):
     """A frozen group of hyper-parameters, called as `method(model, data, rng=rng)`.
 
@@ -49,18 +77,33 @@ class Method(Settings):
 
     version: ClassVar[int] = 1  # raise it when results change: cached stages are then recomputed
     privileges: ClassVar[str] = "none"  # the information used besides model and clean reserve
+    needs: ClassVar[tuple[str, ...]] = ()  # of the model, besides forward and parameters
 
     @property
     def oracle(self) -> bool:
         """Whether, so configured, it uses what a real defender cannot have."""
         return False
 
-    def run(self, model: nn.Module, data: ImageSet, *, rng: torch.Generator) -> Outcome:
-        """Do the work on a model that may be changed."""
-        raise NotImplementedError(f"{type(self).__name__}.run")
+    if TYPE_CHECKING:  # (model, data, *, rng) and, by name, what else a method asks for
+        run: ClassVar[Callable[..., Outcome]]
+    else:
+
+        def run(self, model: nn.Module, data: ImageSet, *, rng: torch.Generator) -> Outcome:
+            """Do the work on a model that may be changed."""
+            raise NotImplementedError(f"{type(self).__name__}.run")
+
+    def needed(self) -> tuple[str, ...]:
+        """Return what, so configured, it needs of a model: keys of `models.needs.NEEDS`."""
+        return self.needs
 
     def check(self, model: nn.Module, data: ImageSet) -> None:
-        """Raise ConfigError or DataError at once where this method cannot serve model or data."""
+        """Raise ConfigError or DataError at once where this method cannot serve model or data.
+
+        The model may lie on the meta device (`Architecture.skeleton`), before anything runs.
+        """
+        need_all(model, self.needed(), type(self).__name__)
+        if "features and head" in self.needed():
+            need_true_cut(model, data.images[:2].float() / 255)
 
     @final
     def __call__(
@@ -85,7 +128,8 @@ class Method(Settings):
         need(data.device == device, f"expected data on {device}, got {data.device}", DataError)
         self.check(model, data)
         copy, cost = clone(model), Cost()
-        with measuring(copy, cost):
+        # Dropout draws from the global generator: it, too, shall follow this method's own.
+        with measuring(copy, cost), seeded(seed_of(rng, "layers")):
             outcome = self.run(copy, data, rng=rng, **named)
         outcome.cost = cost
         outcome.model.eval().requires_grad_(True)
@@ -112,15 +156,16 @@ def measuring(model: nn.Module, cost: Cost) -> Iterator[None]:
 
 
 def fork(rng: torch.Generator, *names: str | int) -> torch.Generator:
-    """Return an independent generator for one part of a method, without drawing from `rng`."""
-    text = "/".join(map(str, (rng.initial_seed(), *names)))
-    return torch.Generator().manual_seed(int(hashlib.sha256(text.encode()).hexdigest()[:15], 16))
+    """Return an rng of its own for one part of a method; see `runtime.seed_of`."""
+    return torch.Generator().manual_seed(seed_of(rng, *names))
 
 
 def _peak_bytes(device: torch.device) -> int:
     """Return the peak memory: of this call on CUDA, of the whole process so far on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 

@@ -1,6 +1,7 @@
 """Where and how computations run: device, precision, threads, progress and checkpoints."""
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -21,15 +22,21 @@ Record = dict[str, float]
 class Session:
     """The caller's choices, so that no method carries any of them.
 
+    Differs from the authors' code: "auto", the default, runs forward passes in bf16 on CUDA and on
+    CPUs that multiply it in hardware; the released tunings run in float32, which "fp32" gives.
+
     Attributes:
         precision: of matrix products; "auto" is bf16 where the processor has it.
         deterministic: forbid algorithms whose results vary from run to run.
-        capture: record training steps as CUDA graphs where that can be done.
-        compile: compile the backbone in recorded steps, once for all models of a shape; the
+        capture: capture training steps as CUDA graphs where that can be done.
+        compile: compile the backbone in captured steps, once for all models of one structure; the
             environment's PPR_COMPILE=1 turns it on.
-        checkpoint: folder of epoch checkpoints, or None.
-        evaluate: called after each epoch of a named training; its figures join the record.
-        report: called after each epoch with (training's name, records so far, epochs in all).
+        checkpoint: folder of the epoch checkpoints of resumable trainings, or None.
+        evaluate: what a training that asks for it is evaluated by after each epoch; its metrics
+            join the epoch's record.
+        report: called after each epoch with (the name to resume the training by, or "", records so
+            far, epochs in all).
+        resumable: the names that trainings of this session have taken in that folder.
     """
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -39,6 +46,7 @@ class Session:
     checkpoint: Path | None = None
     evaluate: Callable[[nn.Module], Record] | None = None
     report: Callable[[str, list[Record], int], None] | None = None
+    resumable: set[str] = field(default_factory=set, init=False)
 
 
 @dataclass
@@ -87,11 +95,29 @@ def session(**settings: object) -> Iterator[Session]:
         _session.reset(token)
 
 
+def seed_of(rng: torch.Generator, *names: str | int) -> int:
+    """Return the seed of one part of a method; without names, the seed that `rng` was made from.
+
+    Every rng of the package is made from a seed and stands for it: what a part draws depends on
+    that seed and on the part's names, never on how much was drawn from `rng` before. No other
+    function reads the seed of an rng.
+
+    Args:
+        rng: a CPU generator; nothing is drawn from it.
+        names: the path of the part, such as "invert", 2; different paths give independent seeds.
+    """
+    seed = rng.initial_seed()
+    if not names:
+        return seed
+    text = "/".join(map(str, (seed, *names)))
+    return int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)
+
+
 @contextlib.contextmanager
-def seeded(generator: torch.Generator) -> Iterator[None]:
-    """Draw initial weights from this generator's seed; the global generators are put back."""
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's global generator, which draws initial weights; afterwards it is put back."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator.initial_seed())
+        torch.manual_seed(seed)
         yield
 
 

@@ -12,7 +12,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ppr_core.errors import CheckpointError, need
+from ppr_core.models import MODELS
 from ppr_core.models.base import batch_norms, check_same_shapes
+from ppr_core.models.names import renamed, unwrapped
+from ppr_core.models.nearest import proposal
 
 State = dict[str, Tensor]
 
@@ -26,6 +29,11 @@ UNREADABLE = (
 def snapshot(model: nn.Module) -> State:
     """Return a copy of parameters and buffers by name; changing the model leaves it alone."""
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def under(state: Mapping[str, Tensor], prefix: str) -> State:
+    """Return the tensors whose names begin with a prefix, by the rest of their names."""
+    return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
 
 
 def norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -129,37 +137,39 @@ def read(path: Path, model: nn.Module) -> State:
         ) from None
     found = found.get("state_dict", found) if isinstance(found, dict) else {}
     state = {name: t for name, t in found.items() if isinstance(t, Tensor)}
-    need(state, f"expected tensors by name in {path}, got none", CheckpointError)
     if any(name.startswith("model.") for name in state):  # a stage keeps other tensors beside
         state = {name: t for name, t in state.items() if name.startswith("model.")}
-    for prefix in ("module.", "model."):
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return matched(state, model, path)
+
+
+def matched(state: Mapping[str, Tensor], model: nn.Module, path: Path) -> State:
+    """Return weights under the names that a model has for them.
+
+    Args:
+        state: weights by any of the names that `read` takes.
+        model: of the architecture; left as it is.
+        path: where they come from, for messages.
+
+    Raises:
+        CheckpointError: none, other names or shapes, or values that are not finite.
+    """
+    need(state, f"expected tensors by name in {path}, got none", CheckpointError)
     own = model.state_dict()
-    for theirs, ours in _published(model).items():
-        state = {
-            ours + n.removeprefix(theirs) if n.startswith(theirs) else n: t
-            for n, t in state.items()
-        }
-    state = {name.replace(".shortcut.", ".downsample."): t for name, t in state.items()}
     fixed = {name: t for name, t in own.items() if name.startswith("normalise.")}
-    state = {**fixed, **state}
+    for names in (state, unwrapped(state)):
+        found = fixed | {renamed(name, own, model): tensor for name, tensor in names.items()}
+        if found.keys() == own.keys():
+            break
     try:
-        check_same_shapes(state, own)
+        check_same_shapes(found, own)
     except CheckpointError as error:
-        raise CheckpointError(f"{path} does not fit the model: {error}") from None
-    return state
-
-
-def _published(model: nn.Module) -> dict[str, str]:
-    """Return torchvision's names for the parts of a classifier, with this project's."""
-    names = {"fc.": "linear.", "classifier.": "linear.", "features.": "backbone."}
-    stages = 0
-    for index, part in model.backbone.named_children():
-        if isinstance(part, nn.Conv2d):
-            names["conv1."] = f"backbone.{index}."
-        elif isinstance(part, nn.BatchNorm2d):
-            names["bn1."] = f"backbone.{index}."
-        elif isinstance(part, nn.Sequential):
-            stages += 1
-            names[f"layer{stages}."] = f"backbone.{index}."
-    return names
+        raise CheckpointError(
+            f"{path} does not fit the model: {error}; {proposal(MODELS, state)}"
+        ) from None
+    for name, tensor in found.items():
+        need(
+            tensor.is_meta or not tensor.is_floating_point() or bool(tensor.isfinite().all()),
+            f"expected finite weights in {path}, got NaN or infinity in {name}",
+            CheckpointError,
+        )
+    return found

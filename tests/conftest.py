@@ -1,8 +1,10 @@
 """Tiny data and models: every test runs on a CPU in moments."""
 
 import os
+import re
 import shutil
 import traceback
+from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -44,6 +46,23 @@ def shrink(method: Settings) -> Settings:
         elif name in BUDGETS or name.split("_")[-1] in BUDGETS:
             small[name] = min(value, 2) if isinstance(value, int) else value
     return method.replace(**small)
+
+
+def library_example():
+    """The README's example, on tiny data."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    [code] = re.findall(r"```python\n(import torch\nfrom ppr_core import.*?)```", readme, re.DOTALL)
+    for large, small in (
+        ('"train": 10000, "test": 1500', '"train": 200, "test": 60, "size": 16'),
+        ("count=1250", "count=60"),
+        ('"epochs": 8', '"epochs": 1'),
+        ('"steps": 120', '"steps": 2'),
+        ('"width": 8', '"width": 4'),
+        ("poisoned=10", "poisoned=2"),
+    ):
+        assert large in code
+        code = code.replace(large, small)
+    return code
 
 
 @pytest.fixture
@@ -93,7 +112,7 @@ class Recordable(TorchDispatchMode):
         if name in self.waits or torch.Tag.nondeterministic_seeded in operation.tags:
             stack = traceback.extract_stack()
             if not any("/optim/" in frame.filename for frame in stack):
-                raise AssertionError(f"{name} cannot be recorded")
+                raise AssertionError(f"{name} cannot be captured")
         return operation(*args, **(kwargs or {}))
 
 
@@ -130,8 +149,8 @@ def recorder(monkeypatch):
 
         return value, replay
 
-    monkeypatch.setattr(capture, "_recordable", lambda optimizer, batch: True)
-    monkeypatch.setattr(capture, "_recorded", recorded)
+    monkeypatch.setattr(capture, "_can_capture", lambda optimizer, batch: True)
+    monkeypatch.setattr(capture, "_captured", recorded)
     return replays
 
 

@@ -19,8 +19,10 @@ CORE = [
     "training",
     "metrics",
     "weights",
+    "behaviour",
     "method",
     "attacks",
+    "checkpoints",
     "defenses",
     "reactivation",
     "connectivity",
@@ -28,25 +30,39 @@ CORE = [
 LAB = [
     "lab.places",
     "lab.study",
-    "lab.plan",
     "lab.database",
+    "lab.graph",
     "lab.store",
+    "lab.chains",
+    "lab.reader",
     "lab.measures",
+    "lab.plan",
     "lab.desk",
     "lab.engine",
     "lab.section",
     "lab.notebooks",
 ]
 REPORTING = [
+    "reporting.setting",
     "reporting.results",
+    "reporting.victims",
     "reporting.comparison",
-    "reporting.paper",
+    "reporting.run",
     "reporting.evidence",
+    "reporting.paper",
+    "reporting.tables",
+    "reporting.regression",
     "reporting.claims",
+    "reporting.leaderboard",
+    "reporting.boards",
     "reporting.plots",
     "reporting.toy",
     "reporting.report",
     "explorer",
+    "cli.study",
+    "cli.evaluate",
+    "cli.listings",
+    "cli.servers",
     "cli.doctor",
     "cli.main",
     "__main__",
@@ -114,6 +130,13 @@ def test_only_one_module_imports(library):
         if any(name.split(".")[0] == library for name in imported(path))
     }
     assert users <= ONLY_IMPORTER[library]
+
+
+def test_what_only_posix_has_is_imported_where_it_is_there():
+    for path in FILES:
+        top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import)]
+        names = {alias.name for node in top for alias in node.names}
+        assert not names & {"fcntl", "grp", "pwd", "resource", "termios"}, path
 
 
 def test_the_core_needs_no_tracking_plots_widgets_or_cluster():

@@ -16,7 +16,7 @@ from ppr_core.metrics import (
     psnr,
     triggered,
 )
-from ppr_core.reactivation.perturbation import success, sweep, transfer, within
+from ppr_core.reactivation.perturbation import success_rates, sweep, transfer, within
 from ppr_core.weights import snapshot
 from tests.conftest import tiny_model, tiny_set
 
@@ -64,7 +64,7 @@ EVALUATIONS = {
     "clean_accuracy": lambda model, data, stamped: clean_accuracy(model, data),
     "attack_success_rate": lambda model, data, stamped: attack_success_rate(model, stamped),
     "evaluate": evaluate,
-    "success": lambda model, data, stamped: success({"m": model}, stamped, shift, [0, 0.1]),
+    "success": lambda model, data, stamped: success_rates({"m": model}, stamped, shift, [0, 0.1]),
     "sweep": lambda model, data, stamped: sweep({"m": model}, data, stamped, shift, [0, 0.1]),
     "transfer": lambda model, data, stamped: transfer({"m": model}, {"other": shift}, stamped),
     "path": lambda model, data, stamped: path(

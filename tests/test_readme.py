@@ -10,8 +10,10 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
-from ppr_core.cli.main import ROOT, _parser, main
+from ppr_core.cli.main import main
 from ppr_core.lab.desk import Lab
+from ppr_core.lab.graph import Cell
+from ppr_core.lab.places import ROOT
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.study import Study
 from ppr_core.reporting import results
@@ -37,7 +39,7 @@ SMALL = {
 
 
 def test_a_defense_from_a_users_own_file(store, tiny_file, monkeypatch, capsys):
-    code = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
+    [code] = re.findall(r"```python\n(# shrink.py\n.*?)```", README, re.DOTALL)
     (tiny_file.parent / "shrink.py").write_text(code)
     [command] = re.findall(r"`python -m ppr_core (study .* --defense \S+)`", README)
     words = command.replace("params/demo.yaml", str(tiny_file)).split()
@@ -55,8 +57,8 @@ def test_a_defense_from_a_users_own_file(store, tiny_file, monkeypatch, capsys):
 def test_models_made_elsewhere(store, tiny_file, capsys):
     plan, lab = Plan(Study(**TINY_STUDY)), Lab(store)
     for name, stage in (
-        ("victim", plan.backdoored("badnet", 0)),
-        ("purified", plan.purified("badnet", "ft", 0)),
+        ("victim", plan.backdoored(Cell("badnet", "none", 0))),
+        ("purified", plan.purified(Cell("badnet", "ft", 0))),
     ):
         state = {n: t.contiguous() for n, t in lab.model(stage).state_dict().items()}
         save_file(state, f"{name}.safetensors")
@@ -64,14 +66,15 @@ def test_models_made_elsewhere(store, tiny_file, capsys):
     words = command.replace("\\\n", " ").replace("cifar10", "shapes").split()
     assert main([*words, "-f", str(tiny_file)]) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
-    assert "QRA P-ASR" in out
+    assert "QRA P" in out
     assert re.search(r"badnet +purified +\d", out)
 
 
 def test_its_commands_exist():
-    known = _parser()._subparsers._group_actions[0].choices
-    for name in re.findall(r"python -m ppr_core (\w+)", README):
-        assert name in known
+    for name in sorted(set(re.findall(r"python -m ppr_core (\w+)", README))):
+        with pytest.raises(SystemExit) as stopped:
+            main([name, "--help"])
+        assert stopped.value.code == 0, name
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
         assert f"\n{target}:" in makefile
@@ -119,8 +122,3 @@ def test_a_small_picture_keeps_what_is_frequent():
     assert picture.getpixel((63, 63)) == (255, 255, 255)
     assert picture.getpixel((45, 45)) == (44, 122, 75)
     assert np.abs(np.asarray(picture).astype(int) - pixels).max() <= 8, "others by the nearest"
-
-
-def test_it_fits_a_page_and_is_finished():
-    assert len(README.splitlines()) <= 145
-    assert not re.search(r"[A-Z]+_(TABLE|TIME)", README)

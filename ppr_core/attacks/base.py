@@ -12,6 +12,7 @@ from ppr_core.config import Field
 from ppr_core.data.images import ImageSet
 from ppr_core.errors import DataError, need
 from ppr_core.method import Method, Outcome, fork
+from ppr_core.runtime import seed_of
 from ppr_core.training.fit import Schedule, fit
 
 State = Mapping[str, Tensor]
@@ -105,9 +106,20 @@ class Attack(Method):
         return torch.from_numpy(np.sort(drawn))
 
     def poison(self, data: ImageSet, *, seed: int, state: State) -> Poisoned:
-        """Return the poisoned training set; images that were not selected stay bit-identical."""
+        """Draw the images to poison, and return the poisoned training set."""
         self.check_data(data)
-        indices = self.select(data.labels, seed=seed).to(data.device)
+        return self.poison_at(data, self.select(data.labels, seed=seed), state=state)
+
+    def poison_at(self, data: ImageSet, indices: Tensor, *, state: State) -> Poisoned:
+        """Return the training set with these images poisoned; all others stay bit-identical.
+
+        Args:
+            data: the training set.
+            indices: what `select` drew: a victim's Outcome holds it as "poison_indices", so that
+                whoever needs the poisons later reads that draw.
+            state: what `prepare` returned, and what the attack has learnt since.
+        """
+        indices = indices.to(data.device)
         images, labels = data.images.clone(), data.labels.clone()
         original = labels[indices]
         if len(indices):
@@ -132,7 +144,7 @@ class Attack(Method):
         What an attack that `learns_trigger` has learnt stands in the Outcome's tensors under
         "trigger." and a name: that name's entry of the state, from then on.
         """
-        poisoned = self.poison(data, seed=rng.initial_seed(), state=state or {})
+        poisoned = self.poison(data, seed=seed_of(rng), state=state or {})
         outcome = self.train(model, data, poisoned, rng=fork(rng, "train"), state=state or {})
         outcome.info |= {"poisoned": len(poisoned.indices), "poison_rate": self.poison_rate}
         outcome.tensors["poison_indices"] = poisoned.indices
@@ -149,7 +161,8 @@ class Attack(Method):
         state: State,
     ) -> Outcome:
         """Train on the poisoned set; an attack that controls training hooks into `fit` here."""
-        return Outcome(model, fit(model, poisoned.data, self.training, rng=rng, name="train"))
+        how = {"resume": "victim", "evaluate": True}
+        return Outcome(model, fit(model, poisoned.data, self.training, rng=rng, **how))
 
 
 class Clean(Attack):
@@ -178,3 +191,33 @@ class Trigger:
     def target(self) -> int:
         """The label that the trigger asks for."""
         return self.attack.target
+
+    def poisons(self, data: ImageSet, indices: Tensor, *, any_class: bool = False) -> ImageSet:
+        """Return the stamped training images that RA draws from, labelled with the target.
+
+        Args:
+            data: the training set.
+            indices: of a victim's poisons, from its Outcome's "poison_indices".
+            any_class: keep those whose true class is the target; a clean-label attack has no
+                others.
+        """
+        poisoned = self.attack.poison_at(data, indices, state=self.state)
+        kept = poisoned.indices
+        if not (any_class or self.attack.clean_label):
+            kept = kept[poisoned.original != self.target]
+        return poisoned.data.subset(kept)
+
+    def query_images(self, data: ImageSet, indices: Tensor) -> ImageSet:
+        """Return the triggered training images that QRA draws from, with their true labels.
+
+        They are the victim's poisons whose true class is not the target.
+
+        Differs from the authors' code: a clean-label attack has no such poisons, and they take test
+        images; here it is training images with the test-time trigger.
+        """
+        if self.attack.clean_label:
+            others = data.subset(data.labels != self.target)
+            return others.with_images(self(others.images))
+        poisoned = self.attack.poison_at(data, indices, state=self.state)
+        kept = poisoned.original != self.target
+        return poisoned.data.subset(poisoned.indices[kept]).with_labels(poisoned.original[kept])

@@ -14,8 +14,8 @@ from ppr_core.attacks.parts.trigger_networks import SPREAD, TriggerNetworks, sha
 from ppr_core.config import Field
 from ppr_core.data.images import ImageSet, to_float, to_uint8
 from ppr_core.errors import need
-from ppr_core.method import Outcome, fork
-from ppr_core.runtime import seeded
+from ppr_core.method import Outcome
+from ppr_core.runtime import seed_of, seeded
 from ppr_core.training.fit import Schedule, fit, make_optimizer
 
 AT_ONCE = 512  # images stamped together; bounds the memory of the networks' maps
@@ -53,13 +53,13 @@ class InputAware(CoverAttack):
 
     def prepare(self, data: ImageSet, *, rng: torch.Generator) -> dict[str, Tensor]:
         """Train the mask network, for sparse and diverse masks; draw the pattern network."""
-        with seeded(fork(rng, "networks")):
+        with seeded(seed_of(rng, "networks")):
             trigger = TriggerNetworks(self.width).to(data.device)
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:
             masks, others = sharpen(trigger.mask(images)), images.roll(1, 0)
             excess = F.relu(masks - self.density).mean()
-            alike = _likeness(images / SPREAD, others / SPREAD, masks, masks.roll(1, 0))
+            alike = _distance_ratio(images / SPREAD, others / SPREAD, masks, masks.roll(1, 0))
             return self.sparsity * excess + self.diversity * alike
 
         fit(trigger.mask, data, self.mask_training, rng=rng, loss=loss)
@@ -100,7 +100,7 @@ class InputAware(CoverAttack):
             value = F.cross_entropy(model(torch.cat((stamped, images[end:]))), labels)
             if pairs:
                 one, other = slice(pairs), slice(poisons, poisons + pairs)
-                alike = _likeness(givers[one], givers[other], patterns[one], patterns[other])
+                alike = _distance_ratio(givers[one], givers[other], patterns[one], patterns[other])
                 value = value + self.diversity * alike
             return value
 
@@ -110,9 +110,8 @@ class InputAware(CoverAttack):
             make_optimizer(pattern.parameters(), rate),
         )
         # The loop's own generator, one module and one optimizer for all: it can be resumed.
-        history = fit(
-            both, data, self.training, rng=rng, loss=loss, optimizer=optimizer, name="train"
-        )
+        how = {"loss": loss, "optimizer": optimizer, "resume": "victim", "evaluate": True}
+        history = fit(both, data, self.training, rng=rng, **how)
         return Outcome(model, history, tensors=pattern.state_dict(prefix="trigger.pattern."))
 
     @torch.no_grad()
@@ -172,8 +171,8 @@ class _Pair:
         self.param_groups = self.both[0].param_groups
 
 
-def _likeness(first: Tensor, second: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    """Return how far images differ over how far their triggers do: large for like triggers."""
+def _distance_ratio(first: Tensor, second: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """Return the distance of images over that of their triggers: large where triggers are alike."""
     images, triggers = (
         ((a - b) ** 2).mean((1, 2, 3)).clamp_min(1e-12).sqrt()  # the root of 0 has no gradient
         for a, b in ((first, second), (one, other))

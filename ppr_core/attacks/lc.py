@@ -10,13 +10,14 @@ from torch.nn import functional as F
 
 from ppr_core.attacks.base import Attack, State
 from ppr_core.attacks.parts.adversarial import Adversary, craft, fit_robust
-from ppr_core.config import Field, from_registry
+from ppr_core.config import Budget, Field, from_registry
 from ppr_core.data.images import ImageSet
 from ppr_core.data.splits import hold_out
 from ppr_core.errors import DataError, need
 from ppr_core.method import fork
 from ppr_core.metrics import clean_accuracy
 from ppr_core.models import MODELS, build
+from ppr_core.runtime import seed_of
 from ppr_core.training.fit import Schedule
 
 FILE_SIZE = 32  # side of the trigger that larger inputs scale up
@@ -38,17 +39,17 @@ class LabelConsistent(Attack):
     source: ClassVar[str] = "Turner et al. 2019, arXiv:1912.02771; Min et al. 2024, sec. B.2"
     clean_label: ClassVar[bool] = True
 
-    eps: float = Field(
-        8 / 255, ge=0, le=1, description="largest adversarial change of a pixel; 0: corners alone"
+    eps: Budget = Field(
+        8 / 255, description="largest adversarial change of a pixel; 0: corners alone"
     )
-    step: float = Field(1.5 / 255, ge=0, le=1, description="change of a pixel in one iteration")
+    step: Budget = Field(1.5 / 255, description="change of a pixel in one iteration")
     iterations: int = Field(100, ge=0, description="gradient steps on each image")
     amplitude: float = Field(
         1.0, ge=0, le=1, description="strength of the corners in training; 1 in the test stage"
     )
     surrogate: dict[str, Any] = Field({"name": "resnet18"}, description="model that is misled")
     surrogate_schedule: Schedule = Field(SURROGATE, description="of the surrogate's training")
-    surrogate_eps: float = Field(8 / 255, ge=0, le=1, description="that the surrogate resists")
+    surrogate_eps: Budget = Field(8 / 255, description="that the surrogate resists")
     adversary: Adversary = Field(
         "fgsm",
         description="of the surrogate's training: one step from a random start, PGD-7, or none",
@@ -76,8 +77,9 @@ class LabelConsistent(Attack):
         if self.eps == 0:
             return {}
         known, unknown = hold_out(data, rng=fork(rng, "held-out"))
-        seed = fork(rng, "init").initial_seed()
-        surrogate = build(self.surrogate, data.num_classes, seed=seed).to(data.device)
+        surrogate = build(self.surrogate, data.num_classes, seed=seed_of(rng, "init")).to(
+            data.device
+        )
         fit_robust(
             surrogate,
             known,

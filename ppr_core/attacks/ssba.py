@@ -21,8 +21,9 @@ from ppr_core.data.splits import hold_out
 from ppr_core.errors import need
 from ppr_core.method import fork
 from ppr_core.metrics import psnr
-from ppr_core.runtime import seeded
+from ppr_core.runtime import seed_of, seeded
 from ppr_core.training.fit import Schedule, fit
+from ppr_core.weights import under
 
 BATCH = 512  # images encoded at once
 
@@ -67,7 +68,7 @@ class Ssba(Attack):
         """
         plan = PLANS[self.variant]
         known, unknown = hold_out(data, rng=fork(rng, "held-out"))
-        with seeded(fork(rng, "init")):
+        with seeded(seed_of(rng, "init")):
             model = _Pair(plan, data.size, distortion=self.distortion, share=self.common_share)
         model.to(data.device, memory_format=torch.channels_last)
         stream = fork(rng, "encoder")  # of the messages too, so that one state says it all
@@ -92,10 +93,8 @@ class Ssba(Attack):
         need("message" in state, "expected SSBA's prepared state, got none; call prepare first")
         with torch.device("meta"):  # no initial weights are drawn
             encoder = Encoder(PLANS[self.variant])
-        prefix = "encoder."
-        weights = {name: state[name] for name in state if name.startswith(prefix)}
-        weights = {name.removeprefix(prefix): weights[name].to(images.device) for name in weights}
-        encoder.load_state_dict(weights, assign=True)
+        weights = under(state, "encoder.").items()
+        encoder.load_state_dict({name: t.to(images.device) for name, t in weights}, assign=True)
         encoder.eval()
         message = state["message"].to(images.device, torch.float32)
         with torch.no_grad():

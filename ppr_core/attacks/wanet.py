@@ -68,7 +68,8 @@ class WaNet(CoverAttack):
             return torch.cat((*warped, images[poisons + covers :])), labels
 
         # The loop's own generator: a resumed training draws the same noise.
-        history = fit(model, data, self.training, rng=rng, on_batch=poison_batch, name="train")
+        how = {"on_batch": poison_batch, "resume": "victim", "evaluate": True}
+        history = fit(model, data, self.training, rng=rng, **how)
         return Outcome(model, history)
 
     def _shift(self, images: Tensor) -> Tensor:

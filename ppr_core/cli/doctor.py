@@ -1,21 +1,24 @@
 """Check the machine: versions, device, store, disk, and whether threads wait passively."""
 
+import argparse
 import importlib.metadata
 import os
 import platform
 import shutil
-
-import torch
+from collections.abc import Callable
 
 from ppr_core.errors import StoreError
-from ppr_core.lab.places import ROOT
-from ppr_core.lab.store import Store
-from ppr_core.runtime import cpu_has_bf16, share_cores
+from ppr_core.lab.places import ROOT, results_folder
 
 MINIMUM_DISK_GB = 2
 
 
-def check() -> int:
+def add(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    command("doctor", _check, "check versions, device, store, disk and threads")
+
+
+def _check(arguments: argparse.Namespace) -> int:
     """Print one line a check; return 1 if any failed."""
     bad = 0
     for name, good, text in _checks():
@@ -32,8 +35,11 @@ def _checks() -> list[tuple[str, bool, str]]:
 
 def _versions() -> tuple[str, bool, str]:
     """Compare what is installed with the exact pins."""
+    pins = ROOT / "requirements.txt"
+    if not pins.is_file():
+        return "packages", True, "whatever was installed beside this one (no exact pins here)"
     odd = []
-    for line in (ROOT / "requirements.txt").read_text().splitlines():
+    for line in pins.read_text().splitlines():
         name, pinned, version = line.partition("==")
         if not pinned or name.startswith("#"):
             continue
@@ -47,6 +53,10 @@ def _versions() -> tuple[str, bool, str]:
 
 
 def _device() -> tuple[str, bool, str]:
+    import torch
+
+    from ppr_core.runtime import cpu_has_bf16
+
     if torch.cuda.is_available():
         return "device", True, torch.cuda.get_device_name()
     precision = "bf16" if cpu_has_bf16() else "fp32"
@@ -54,6 +64,8 @@ def _device() -> tuple[str, bool, str]:
 
 
 def _threads() -> tuple[str, bool, str]:
+    from ppr_core.runtime import share_cores
+
     threads, policy = share_cores(), os.environ.get("OMP_WAIT_POLICY", "unset")
     busy, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
     crowded = busy > 1.5 * cores
@@ -64,6 +76,8 @@ def _threads() -> tuple[str, bool, str]:
 
 
 def _store() -> tuple[str, bool, str]:
+    from ppr_core.lab.store import Store
+
     try:
         store = Store()
     except StoreError as error:
@@ -72,5 +86,6 @@ def _store() -> tuple[str, bool, str]:
 
 
 def _disk() -> tuple[str, bool, str]:
-    free = shutil.disk_usage(ROOT).free / 1e9
-    return "disk", free > MINIMUM_DISK_GB, f"{free:.0f} GB free in {ROOT}"
+    folder = results_folder().parent
+    free = shutil.disk_usage(folder).free / 1e9
+    return "disk", free > MINIMUM_DISK_GB, f"{free:.0f} GB free in {folder}"

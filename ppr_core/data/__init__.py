@@ -28,7 +28,7 @@ def load(spec: str | Mapping[str, Any], root: str | Path | None = None) -> Split
     """Return the training and test images of a data set, on the CPU.
 
     Args:
-        spec: "name" or {"name": ..., settings}.
+        spec: "name" or {"name": ..., settings}; `module:Class` and `file.py:Class` are your own.
         root: the data folder; the environment variable PPR_DATA, then data/, if not given.
 
     Raises:
@@ -37,8 +37,10 @@ def load(spec: str | Mapping[str, Any], root: str | Path | None = None) -> Split
     """
     dataset = from_registry(DATASETS, spec, "dataset")
     root = data_folder(root)
-    name = spec if isinstance(spec, str) else spec["name"]
+    name = (spec if isinstance(spec, str) else spec["name"]).rpartition(":")[2]
     key = [dataset.version, dataset.model_dump(mode="json"), dataset.fingerprint(root)]
+    own = dataset.own_code()
+    key += [own] if own else []
     path = root / "cache" / f"{name}-{digest(key)[:16]}.safetensors"
     split = cache.read(path)
     if split is None:
@@ -48,6 +50,5 @@ def load(spec: str | Mapping[str, Any], root: str | Path | None = None) -> Split
 
 
 def data_folder(root: str | Path | None = None) -> Path:
-    """Return where data lies: the argument, else PPR_DATA, else data/ beside the package."""
-    default = Path(__file__).resolve().parents[2] / "data"
-    return Path(root or os.environ.get("PPR_DATA") or default).expanduser().absolute()
+    """Return where data lies: the argument, else PPR_DATA, else data/ where one stands."""
+    return Path(root or os.environ.get("PPR_DATA") or "data").expanduser().absolute()

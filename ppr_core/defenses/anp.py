@@ -35,11 +35,11 @@ class Anp(MaskPruning):
         start = torch.empty((2, len(masks.values)), device=masks.values.device)
         noise = fork(rng, "noise")
 
-        def clamp_and_draw() -> None:
+        def clamp_and_refill() -> None:
             masks.clamp()
-            draw(start, self.eps, noise)  # for the next step: drawn on the host, between two
+            fill_noise(start, self.eps, noise)  # for the next step: drawn on the host, between two
 
-        draw(start, self.eps, noise)
+        fill_noise(start, self.eps, noise)
         with masks.on(model):
             fit(
                 model,
@@ -47,9 +47,9 @@ class Anp(MaskPruning):
                 self.schedule,
                 rng=fork(rng, "batches"),
                 gradient=self._gradient(masks, start),
-                after_step=clamp_and_draw,
+                after_step=clamp_and_refill,
                 parameters=[masks.values],
-                writes=(),
+                capturable=True,
             )
         return masks
 
@@ -71,7 +71,7 @@ class Anp(MaskPruning):
         return gradient
 
 
-def draw(start: Tensor, eps: float, rng: torch.Generator) -> None:
+def fill_noise(start: Tensor, eps: float, rng: torch.Generator) -> None:
     """Fill `start` (2, channels) with noise from U(-eps, eps), drawn on the CPU."""
     noise = eps * (2 * torch.rand(start.shape, generator=rng) - 1)
     start.copy_(noise, non_blocking=True)  # CUDA takes its own copy of pageable memory at once

@@ -11,15 +11,19 @@ class Defense(Method):
     """Purify a model, given that model and a clean reserve, and nothing else.
 
     `defense(model, tune, rng=rng)` returns an Outcome. A defense cannot see trigger, target,
-    poison indices or test data. What it may ask for, by naming it keyword-only in its own `run`:
+    poison indices or test data. Its own `run` is handed the model, which it may change, the clean
+    images to tune on, and the rng of everything that it draws. What else it may ask for, by naming
+    it keyword-only:
 
-    - `validation`: the held-out part of its own clean reserve, an ImageSet;
-    - `state`: what its own `prepare` returned.
+    - `validation`: the held-out part of its own clean reserve, an ImageSet, on which settings are
+      chosen; a defense that is to choose one without it raises DataError;
+    - `state`: what its own `prepare` returned, which is computed where it is missing.
 
     An oracle overrides `oracle` to return True, and may then also ask for:
 
     - `trigger`: the attacker's stamp, a callable on uint8 images;
-    - `score`: a function of a model that returns its test {"c_acc", "asr"}.
+    - `score`: a function of a model that returns its test {"c_acc", "asr"}; a defense that is to
+      choose by test metrics without it raises ConfigError.
     """
 
     def prepare(

@@ -10,7 +10,7 @@ from ppr_core.data.images import ImageSet, to_float
 from ppr_core.defenses.parts.hooks import watching
 from ppr_core.defenses.parts.outliers import OutlierPruning
 from ppr_core.metrics import evaluating
-from ppr_core.models.base import batch_norms, need_layers
+from ppr_core.models.base import comparable
 
 
 class Bnp(OutlierPruning):
@@ -24,15 +24,12 @@ class Bnp(OutlierPruning):
     source: ClassVar[str] = (
         "Zheng et al. 2022, NeurIPS, Pre-activation Distributions Expose Backdoor Neurons"
     )
+    needs: ClassVar[tuple[str, ...]] = ("batch norm with statistics",)
 
     batch_size: int = Field(256, ge=2, description="clean images looked at")
     kl_exact: bool = Field(
         False, description="Gaussian divergence; off: as in the code, without 1/2 on the logarithm"
     )
-
-    def check(self, model: nn.Module, data: ImageSet) -> None:
-        """Raise ConfigError for a model without batch-norm statistics."""
-        need_layers(_comparable(model), "Bnp compares batch-norm statistics", "batch norm")
 
     def scores(
         self, model: nn.Module, data: ImageSet, *, rng: torch.Generator
@@ -47,7 +44,7 @@ class Bnp(OutlierPruning):
             running = layer.running_mean, layer.running_var + layer.eps
             found[name] = divergence(mean, var + layer.eps, *running, exact=self.kl_exact)
 
-        with torch.no_grad(), evaluating(model), watching(dict(_comparable(model)), look):
+        with torch.no_grad(), evaluating(model), watching(dict(comparable(model)), look):
             model(to_float(data.subset(chosen).images))
         return found
 
@@ -64,11 +61,3 @@ def divergence(mean: Tensor, var: Tensor, mean2: Tensor, var2: Tensor, *, exact:
     """
     spread = (0.5 if exact else 1.0) * (var2 / var).log()
     return spread + (var + (mean - mean2).square()) / (2 * var2) - 0.5
-
-
-def _comparable(model: nn.Module) -> list[tuple[str, nn.modules.batchnorm._BatchNorm]]:
-    return [
-        (name, layer)
-        for name, layer in batch_norms(model)
-        if layer.affine and layer.track_running_stats
-    ]

@@ -1,6 +1,5 @@
 """CLP: channel Lipschitzness based pruning, without data."""
 
-from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor, nn
 
 from ppr_core.data.images import ImageSet
 from ppr_core.defenses.parts.outliers import OutlierPruning
-from ppr_core.models.base import need_layers
+from ppr_core.models.base import normalised_convolutions
 
 SMALL = 1e-5  # added to the variance, which a dead channel lets go to zero
 
@@ -20,11 +19,7 @@ class Clp(OutlierPruning):
     """
 
     source: ClassVar[str] = "Zheng et al. 2022, arXiv:2208.03111"
-
-    def check(self, model: nn.Module, data: ImageSet) -> None:
-        """Raise ConfigError for a model without a convolution that batch norm follows."""
-        scored = "Clp scores convolutions that batch norm follows at once"
-        need_layers(normalised_convolutions(model), scored, "some")
+    needs: ClassVar[tuple[str, ...]] = ("batch norm right behind convolutions",)
 
     def scores(
         self, model: nn.Module, data: ImageSet, *, rng: torch.Generator
@@ -45,20 +40,3 @@ def lipschitz(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
     kernels = convolution.weight.flatten(2)  # (out, in, height * width)
     scale = norm.weight / (norm.running_var + SMALL).sqrt()
     return torch.linalg.matrix_norm(kernels, ord=2) * scale.abs()
-
-
-def normalised_convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d, nn.BatchNorm2d]]:
-    """Yield each batch norm that stands right behind a convolution: (its name, both layers).
-
-    Modules stand in the order of their making. Where batch norm comes first, as in DenseNet, only
-    those pairs are found whose channels agree.
-    """
-    before: nn.Module | None = None
-    for name, module in model.named_modules():
-        if next(module.children(), None) is not None:
-            continue
-        if isinstance(module, nn.BatchNorm2d) and isinstance(before, nn.Conv2d):
-            tracked = module.affine and module.track_running_stats
-            if tracked and module.num_features == before.out_channels:
-                yield name, before, module
-        before = module

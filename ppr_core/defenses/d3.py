@@ -13,7 +13,6 @@ from ppr_core.defenses.base import Defense
 from ppr_core.defenses.finetune import BENCH, keep_norm
 from ppr_core.errors import need
 from ppr_core.method import Outcome, fork
-from ppr_core.models.base import need_parts
 from ppr_core.training.fit import Loss, Schedule, fit
 from ppr_core.weights import norm
 
@@ -29,6 +28,7 @@ class D3(Defense):
     """
 
     source: ClassVar[str] = "Wei et al. 2024, arXiv:2411.09585"
+    needs: ClassVar[tuple[str, ...]] = ("linear",)
 
     where: Literal["linear", "all"] = Field(
         "linear", description="layers driven away: the last one, or every convolution and linear"
@@ -45,7 +45,7 @@ class D3(Defense):
 
     def check(self, model: nn.Module, data: ImageSet) -> None:
         """Raise ConfigError for a model without a last layer by name, or a pointless start."""
-        need_parts(model, "linear")
+        super().check(model, data)
         need(
             self.where == "linear" or self.start in ("near", "noise"),
             f"expected start near or noise with where: all, got {self.start}: the whole network "
@@ -69,7 +69,7 @@ class D3(Defense):
             loss=self.loss(model, weights, old),
             after_step=lambda: _all(projections),
             train_mode=self.train_mode,
-            name="tune",
+            resume="tune",
         )
         far = float(norm([new.detach() - was for new, was in zip(weights, old, strict=True)]))
         return Outcome(

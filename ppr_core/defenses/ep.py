@@ -75,7 +75,7 @@ class ExactPurification(Defense):
 
         stamp = stamper(data.labels, marks, trigger, stages)
         numbered = data.with_labels(torch.arange(len(data), device=data.device))
-        history = fit(model, numbered, self.schedule, rng=shuffles, on_batch=stamp, name="tune")
+        history = fit(model, numbered, self.schedule, rng=shuffles, on_batch=stamp, resume="tune")
         return Outcome(model, history, {"triggered": count})
 
 

@@ -1,5 +1,6 @@
 """Fine-Pruning: prune what clean images leave asleep, then fine-tune."""
 
+import math
 from collections.abc import Callable
 from typing import ClassVar, Literal
 
@@ -16,7 +17,7 @@ from ppr_core.defenses.parts.selection import need_validation
 from ppr_core.errors import need
 from ppr_core.method import Outcome, fork
 from ppr_core.metrics import EVAL_BATCH, clean_accuracy, evaluating
-from ppr_core.models.base import convolutions, need_parts
+from ppr_core.models.base import convolutions
 from ppr_core.runtime import autocast
 from ppr_core.training.fit import Schedule, fit
 from ppr_core.weights import snapshot
@@ -28,11 +29,13 @@ class FinePruning(Defense):
     Differs from the paper: the units are the inputs of the last linear layer, as in BackdoorBench;
     the channels of the last convolution are an option.
 
-    Differs from the authors' code: BackdoorBench measures accuracy on the test set, and lets the
-    step stand that loses too much.
+    Differs from the authors' code: BackdoorBench measures accuracy on the test set, lets the step
+    stand that loses too much, and prunes one unit fewer than it counts.
     """
 
+    version: ClassVar[int] = 2
     source: ClassVar[str] = "Liu et al. 2018, arXiv:1805.12185"
+    needs: ClassVar[tuple[str, ...]] = ("linear",)
     privileges: ClassVar[str] = "none; with select oracle_c_acc: test C-Acc"
 
     where: Literal["linear_in", "last_conv"] = Field(
@@ -50,13 +53,9 @@ class FinePruning(Defense):
         """Only where pruning stops by test accuracy."""
         return self.select == "oracle_c_acc"
 
-    def check(self, model: nn.Module, data: ImageSet) -> None:
-        """Raise ConfigError for a model without the layer that is pruned."""
-        need_parts(model, "linear")
-        need(
-            self.where == "linear_in" or any(True for _ in convolutions(model)),
-            "expected a model with a convolution, got one without; set where: linear_in",
-        )
+    def needed(self) -> tuple[str, ...]:
+        """Return the layer that is pruned."""
+        return self.needs if self.where == "linear_in" else ("convolutions",)
 
     def run(
         self,
@@ -67,22 +66,10 @@ class FinePruning(Defense):
         validation: ImageSet | None = None,
         score: Judge | None = None,
     ) -> Outcome:
-        """Prune in steps, undo the one that costs too much, tune.
-
-        Args:
-            model: is changed.
-            data: clean images, whose activations count and which are tuned on.
-            rng: of the shuffles and crops.
-            validation: held-out clean images.
-            score: a model's test figures, for oracle_c_acc.
-
-        Raises:
-            DataError: there are no validation images.
-            ConfigError: test figures are asked for and not given.
-        """
+        """Prune in steps, undo the one that costs too much, tune."""
         judge = self._judge(validation, score)
         order = self.activity(model, data).argsort()
-        chunk, pruned, start = max(1, round(self.step_share * len(order))), 0, snapshot(model)
+        chunk, pruned, start = math.ceil(self.step_share * len(order)), 0, snapshot(model)
         floor = (1 - self.max_loss) * judge(model)
         for count in range(chunk, len(order), chunk):
             self.silence(model, order[:count])
@@ -98,7 +85,7 @@ class FinePruning(Defense):
             self.schedule,
             rng=fork(rng, "tune"),
             after_step=lambda: self.silence(model, asleep),
-            name="tune",
+            resume="tune",
         )
         return Outcome(model, history, {"pruned": pruned, "units": len(order)}, {"asleep": asleep})
 

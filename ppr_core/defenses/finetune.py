@@ -11,7 +11,6 @@ from ppr_core.config import Field
 from ppr_core.data.images import ImageSet
 from ppr_core.defenses.base import Defense
 from ppr_core.method import Outcome, fork
-from ppr_core.models.base import need_parts
 from ppr_core.training.fit import Loss, Schedule, cross_entropy, fit
 
 # Source: BackdoorBench, the tuning of most defenses that it has.
@@ -37,10 +36,9 @@ class _FineTuning(Defense):
     )
     schedule: Schedule = Field(Schedule(epochs=10, lr=0.01, decay="cosine"), description="tuning")
 
-    def check(self, model: nn.Module, data: ImageSet) -> None:
-        """Raise ConfigError where the part that this mode singles out has no name."""
-        head = ["linear"] if self.fresh or self.rescale_all else []
-        need_parts(model, *head, *([self.fixed] if self.fixed else []))
+    def needed(self) -> tuple[str, ...]:
+        """Return the parts that this mode singles out."""
+        return self.needs or (("linear",) if self.rescale_all else ())
 
     def run(self, model: nn.Module, data: ImageSet, *, rng: torch.Generator) -> Outcome:
         """Draw the head anew where the mode says so, then train the part that is not fixed."""
@@ -56,8 +54,8 @@ class _FineTuning(Defense):
             rng=fork(rng, "tune"),
             loss=smoothed(model, self.smoothing, data.num_classes),
             after_step=keep,
-            writes=(),
-            name="tune",
+            capturable=True,
+            resume="tune",
         )
         return Outcome(model, history)
 
@@ -73,6 +71,7 @@ class Lp(_FineTuning):
 
     source: ClassVar[str] = "Min et al. 2023, arXiv:2310.01875, sec. 3.1"
     fixed: ClassVar[str] = "backbone"
+    needs: ClassVar[tuple[str, ...]] = ("backbone", "linear")
 
 
 class FtInit(_FineTuning):
@@ -80,6 +79,7 @@ class FtInit(_FineTuning):
 
     source: ClassVar[str] = "Min et al. 2023, arXiv:2310.01875, sec. 3.2"
     fresh: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("linear",)
 
 
 class FeTuning(_FineTuning):
@@ -87,6 +87,7 @@ class FeTuning(_FineTuning):
 
     source: ClassVar[str] = "Min et al. 2023, arXiv:2310.01875, sec. 3.2"
     fresh: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("linear",)
     fixed: ClassVar[str] = "linear"
 
 

@@ -12,13 +12,12 @@ from ppr_core.defenses.base import Defense
 from ppr_core.defenses.finetune import draw_head, keep_norm
 from ppr_core.defenses.parts.selection import strongest
 from ppr_core.method import Outcome, fork
-from ppr_core.models.base import need_parts
 from ppr_core.runtime import Record
 from ppr_core.training.fit import Loss, Schedule, fit
 
 
 class Fst(Defense):
-    """Draw the head anew and tune all weights under a penalty on its likeness to the old head.
+    """Draw the head anew and tune all weights under a penalty on its inner product with the old.
 
     After every step the head's weight (not its bias) is scaled back to the norm that it had in
     the backdoored model.
@@ -28,6 +27,7 @@ class Fst(Defense):
     """
 
     source: ClassVar[str] = "Min et al. 2023, arXiv:2310.01875, alg. 1; Min et al. 2024, sec. B.2"
+    needs: ClassVar[tuple[str, ...]] = ("linear",)
 
     alpha: float = Field(0.1, ge=0, description="weight of the penalty")
     alpha_grid: list[Annotated[float, Field(ge=0)]] = Field(
@@ -41,10 +41,6 @@ class Fst(Defense):
     )
     schedule: Schedule = Field(Schedule(epochs=10, lr=0.01, decay="cosine"), description="tuning")
 
-    def check(self, model: nn.Module, data: ImageSet) -> None:
-        """Raise ConfigError for a model whose head has no name."""
-        need_parts(model, "linear")
-
     def run(
         self,
         model: nn.Module,
@@ -53,17 +49,7 @@ class Fst(Defense):
         rng: torch.Generator,
         validation: ImageSet | None = None,
     ) -> Outcome:
-        """Tune, at one alpha or at the largest of a grid that keeps the accuracy.
-
-        Args:
-            model: is changed.
-            data: clean images.
-            rng: of the head, the shuffles and the crops.
-            validation: clean images that alpha is chosen on; needed with a grid only.
-
-        Raises:
-            DataError: alpha is to be chosen, and there are no validation images.
-        """
+        """Tune, at one alpha or at the largest of a grid that keeps the accuracy."""
         if not self.alpha_grid:
             return Outcome(model, self._tune(model, data, self.alpha, rng, "tune"))
         alphas = sorted(self.alpha_grid, reverse=True)
@@ -79,7 +65,7 @@ class Fst(Defense):
         return Outcome(model, history, info)
 
     def _tune(
-        self, model: nn.Module, data: ImageSet, alpha: float, rng: torch.Generator, name: str = ""
+        self, model: nn.Module, data: ImageSet, alpha: float, rng: torch.Generator, resume: str = ""
     ) -> list[Record]:
         head = model.linear
         old, keep = head.weight.detach().clone(), keep_norm(head.weight)
@@ -91,8 +77,8 @@ class Fst(Defense):
             rng=fork(rng, "tune"),
             loss=shift_loss(model, old, alpha),
             after_step=keep,
-            writes=(),
-            name=name,
+            capturable=True,
+            resume=resume,
         )
 
 

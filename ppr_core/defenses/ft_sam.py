@@ -51,8 +51,8 @@ class FtSam(Defense):
             gradient=sam_gradient(
                 model.parameters(), self.rho, adaptive=self.adaptive, freeze_bn_model=model
             ),
-            writes=(),
-            name="tune",
+            capturable=True,
+            resume="tune",
         )
         return Outcome(model, history, {"images": len(data)})
 

@@ -7,12 +7,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ppr_core.config import Field
 from ppr_core.data.images import ImageSet, augmented, to_float
 from ppr_core.defenses.base import Defense
 from ppr_core.method import Outcome, fork
-from ppr_core.models.base import need_parts
+from ppr_core.models.base import logits_of, normalise_of
 from ppr_core.training.fit import Schedule, fit
 
 TUNING = Schedule(epochs=20, optimizer="adam", lr=1e-4, amsgrad=True, batch_size=256)
@@ -40,10 +41,6 @@ class IBau(Defense):
     )
     schedule: Schedule = Field(TUNING, description="of the weights; an epoch is a round")
 
-    def check(self, model: nn.Module, data: ImageSet) -> None:
-        """Raise ConfigError for a model whose normalised images cannot be shifted."""
-        need_parts(model, "normalise", "features_of", "head")
-
     def run(self, model: nn.Module, data: ImageSet, *, rng: torch.Generator) -> Outcome:
         """Alternate one pass for the perturbation and one for the weights."""
         rng, weights = fork(rng, "tune"), list(model.parameters())
@@ -62,8 +59,10 @@ class IBau(Defense):
             return F.cross_entropy(shifted(model, images, chosen * delta), labels)
 
         def gradient(loss: Callable[[], Tensor]) -> Tensor:
-            # Second derivatives gain next to nothing from bf16, so they are taken in full.
-            with torch.autocast(data.device.type, enabled=False):
+            # Second derivatives gain next to nothing from bf16, so they are taken in full; fused
+            # attention has none.
+            plain = sdpa_kernel(SDPBackend.MATH)
+            with torch.autocast(data.device.type, enabled=False), plain:
                 value = loss()
                 inner = self.inner(model, first, labelled, delta)
                 slopes = hypergradient(
@@ -82,7 +81,7 @@ class IBau(Defense):
             gradient=gradient,
             on_batch=begin,
             train_mode=False,
-            name="tune",
+            resume="tune",
         )
         return Outcome(model, history, tensors={"perturbation": delta.detach()})
 
@@ -125,7 +124,7 @@ class IBau(Defense):
 
 def shifted(model: nn.Module, images: Tensor, by: Tensor) -> Tensor:
     """Return the logits of images (pixels in [0, 1]) that are shifted in normalised space."""
-    return model.head(model.features_of(model.normalise(images) + by))
+    return logits_of(model, normalise_of(model)(images) + by)
 
 
 def hypergradient(

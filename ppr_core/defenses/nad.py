@@ -13,7 +13,7 @@ from ppr_core.defenses.base import Defense
 from ppr_core.defenses.parts.hooks import watching
 from ppr_core.errors import need
 from ppr_core.method import Outcome, fork
-from ppr_core.models.base import clone, need_parts
+from ppr_core.models.base import clone
 from ppr_core.training.fit import Schedule, fit
 
 TUNING = Schedule(epochs=10, lr=0.01, weight_decay=5e-4, batch_size=256)
@@ -23,10 +23,13 @@ class Nad(Defense):
     """Fine-tune a teacher, then the model itself towards the teacher's attention in each stage.
 
     Differs from the authors' code: one forward pass gives all stages, where BackdoorBench runs a
-    network cut short for each.
+    network cut short for each. Its cuts count the final pooling, whose attention is 1 everywhere,
+    as the last stage: the weights 500 and 1000 fall to the two before it, and for ResNet-18, with
+    the last weight alone, none is left. Here the weights are those of the last three stages.
     """
 
     source: ClassVar[str] = "Li et al. 2021, arXiv:2101.05930, sec. 3"
+    needs: ClassVar[tuple[str, ...]] = ("backbone",)
 
     betas: list[Annotated[float, Field(ge=0)]] = Field(
         [500.0, 1000.0, 1000.0],
@@ -38,7 +41,7 @@ class Nad(Defense):
 
     def check(self, model: nn.Module, data: ImageSet) -> None:
         """Raise ConfigError for a model of fewer stages than there are weights."""
-        need_parts(model, "backbone")
+        super().check(model, data)
         count = len(stages(model))
         need(
             count >= len(self.betas),
@@ -63,7 +66,9 @@ class Nad(Defense):
             return F.cross_entropy(logits, labels) + sum(beta * mse for beta, mse in terms)
 
         with self._noting(model, ours), self._noting(teacher, theirs):
-            history = fit(model, data, self.schedule, rng=fork(rng, "tune"), loss=loss, name="tune")
+            history = fit(
+                model, data, self.schedule, rng=fork(rng, "tune"), loss=loss, resume="tune"
+            )
         return Outcome(model, history)
 
     def _noting(self, model: nn.Module, outputs: dict[str, Tensor]) -> AbstractContextManager[None]:
@@ -74,6 +79,7 @@ class Nad(Defense):
 
 def attention(maps: Tensor) -> Tensor:
     """Return attention maps (N, h, w): squares summed over channels, scaled to norm 1 in space."""
+    need(maps.ndim == 4, f"expected maps (N, C, h, w) from each stage, got {tuple(maps.shape)}")
     squares = maps.float().square().sum(1)
     return squares / (torch.linalg.vector_norm(squares, dim=(1, 2), keepdim=True) + 1e-6)
 

@@ -9,14 +9,12 @@ from torch.nn import functional as F
 from ppr_core.config import Field
 from ppr_core.data.images import ImageSet
 from ppr_core.defenses.base import Defense
-from ppr_core.defenses.sau import avoid
 from ppr_core.errors import need
 from ppr_core.method import Outcome, fork
-from ppr_core.models.base import need_parts
 from ppr_core.training.fit import Loss, Schedule, fit
 
-WARM_UP = Schedule(epochs=5, lr=1e-4, weight_decay=5e-4)
-TUNING = Schedule(epochs=50, lr=0.01, weight_decay=5e-4)
+WARM_UP = Schedule(epochs=5, lr=1e-4, momentum=0.0, crop=0, flip=False)
+TUNING = Schedule(epochs=50, lr=0.01, weight_decay=5e-4, crop=0, flip=False)
 
 
 class Npd(Defense):
@@ -24,9 +22,14 @@ class Npd(Defense):
 
     Nothing else is trained. The result has one layer more than the model handed in: `extend` adds
     it, as the identity, to any other model, to load weights into or to draw a path from.
+
+    Differs from the authors' code: the search for perturbations also ends before its first step,
+    where the share of fooled images is reached already, and it goes on from the clipped image.
     """
 
+    version: ClassVar[int] = 2
     source: ClassVar[str] = "Zhu et al. 2023, arXiv:2306.16697"
+    needs: ClassVar[tuple[str, ...]] = ("backbone",)
 
     radius: float = Field(3.0, ge=0, description="of a perturbation, L2, pixels in [0, 1]")
     step_size: float = Field(0.1, ge=0, description="of each of its sign steps")
@@ -40,7 +43,7 @@ class Npd(Defense):
 
     def check(self, model: nn.Module, data: ImageSet) -> None:
         """Raise ConfigError for a model without the place that the layer goes to."""
-        need_parts(model, "backbone")
+        super().check(model, data)
         need(
             last_block(model) is not None,
             "Npd filters what enters the last block: expected a backbone with blocks whose first "
@@ -67,7 +70,7 @@ class Npd(Defense):
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         hooks = {"parameters": trained, "train_mode": False}
         fit(model, data, self.warm_up, rng=fork(rng, "warm_up"), loss=clean, **hooks)
-        hooks |= {"loss": self.loss(model), "name": "tune"}
+        hooks |= {"loss": self.loss(model), "resume": "tune"}
         return Outcome(model, fit(model, data, self.schedule, rng=fork(rng, "tune"), **hooks))
 
     def loss(self, model: nn.Module) -> Loss:
@@ -123,6 +126,12 @@ def last_block(model: nn.Module) -> nn.Module | None:
     kinds = nn.Conv2d | Polarizer
     found = [m for m in model.backbone.modules() if isinstance(getattr(m, "conv1", None), kinds)]
     return found[-1] if found else None
+
+
+def avoid(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return -log(1.0001 - p) (N,) of the labels' probabilities p; bounded where p is 1."""
+    p = logits.softmax(1).gather(1, labels[:, None]).squeeze(1)
+    return -(1.0001 - p).log()
 
 
 def best_other(logits: Tensor, labels: Tensor) -> Tensor:

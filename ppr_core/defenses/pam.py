@@ -1,4 +1,4 @@
-"""PAM: unlearn the inverted trigger by gradients taken on the path back to the backdoor."""
+"""Path-Aware Minimization (PAM): unlearn a trigger by gradients evaluated toward the backdoor."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Literal
@@ -19,10 +19,10 @@ from ppr_core.weights import moved, norm, recalibrate, scaled_to
 
 
 class Pam(Stepping):
-    """Step by the gradient taken where the weights are moved rho towards the backdoored model's.
+    """Evaluate the gradient at a point rho from the current weights toward the backdoored model's.
 
-    In every round that model is the one handed in. While the weights are nearer to it than rho,
-    the gradient's point lies beyond it.
+    The gradient is then applied at the current weights. In every round the backdoored model is the
+    one handed in. While the weights are nearer to it than rho, the point lies beyond it.
 
     Differs from the paper: rate, momentum, rounds and the share of reversed images, which it does
     not give, are the authors' code's; rho is one for all attacks, where the paper sets it for each.
@@ -66,7 +66,7 @@ class Pam(Stepping):
         validation: ImageSet | None,
         **given: Any,
     ) -> Outcome:
-        """Tune in rounds, then see to the batch-norm statistics."""
+        """Tune in rounds, then treat the batch-norm statistics as `bn` says."""
         outcome = super().tune(model, data, state, validation=validation, **given)
         tracked = outcome.info.get("val_c_acc")
         if self.bn == "frozen" or (self.bn == "track_probe" and tracked is None):
@@ -88,9 +88,10 @@ def path_gradient(
     per_layer: bool = False,
     freeze_bn_model: nn.Module | None = None,
 ) -> Gradient:
-    """Return a way to fill gradients for `fit`: those at weights moved back to where they are now.
+    """Return PAM's gradient for `fit`: that at a point toward the values the parameters have now.
 
-    One pass a step. Buffers are not moved, nor are parameters that do not train.
+    It takes one forward and backward pass a step. Buffers are not moved, nor are parameters that do
+    not train.
 
     Args:
         parameters: what is moved, and put back bit for bit; their values now are the goal.
@@ -117,7 +118,7 @@ def path_gradient(
 def probe(
     back: Sequence[Tensor], rho: float, *, clip: bool = False, per_layer: bool = False
 ) -> list[Tensor]:
-    """Return the move from the weights to the point of PAM's gradient.
+    """Return the move from the current weights to the point where PAM evaluates the gradient.
 
     Source: Min et al. 2024, arXiv:2410.09838, Algorithm 1.
 

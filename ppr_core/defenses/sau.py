@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ppr_core.config import Field
+from ppr_core.config import Budget, Field
 from ppr_core.data.images import ImageSet
 from ppr_core.defenses.base import Defense
 from ppr_core.method import Outcome, fork
@@ -26,9 +26,10 @@ class Sau(Defense):
     answer alike. Perturbed images may leave the range of pixels.
     """
 
+    version: ClassVar[int] = 2
     source: ClassVar[str] = "Wei et al. 2023, arXiv:2307.10562, alg. 1"
 
-    bound: float = Field(0.2, ge=0, description="of the perturbation, L-inf, pixels in [0, 1]")
+    bound: Budget = Field(0.2, description="of the perturbation, L-inf, pixels in [0, 1]")
     step_size: float = Field(0.2, ge=0, description="of each sign step")
     search_steps: int = Field(5, ge=0, description="sign steps of the perturbation")
     fooling: float = Field(0.01, ge=0, description="perturbation: weight of fooling either model")
@@ -48,7 +49,7 @@ class Sau(Defense):
             rng=fork(rng, "tune"),
             loss=self.loss(model, clone(model).eval().requires_grad_(False)),
             train_mode=self.train_mode,
-            name="tune",
+            resume="tune",
         )
         return Outcome(model, history)
 
@@ -60,11 +61,12 @@ class Sau(Defense):
             with torch.no_grad():
                 before, after = old(images).argmax(1), old(perturbed).argmax(1)
             risky = (after != labels) & (after != before)
-            logits = model(perturbed).float()
-            value = self.shared * (risky * avoid(logits, after)).mean()
+            # One pass: where batch norm trains, it sees clean and perturbed images together.
+            clean, logits = model(torch.cat((images, perturbed))).float().split(len(images))
+            value = self.shared * (risky * unlike(logits, after)).mean()
             if self.robust:
                 value = value + self.robust * F.cross_entropy(logits, labels)
-            return value + self.clean * F.cross_entropy(model(images), labels)
+            return value + self.clean * F.cross_entropy(clean, labels)
 
         return loss
 
@@ -72,32 +74,37 @@ class Sau(Defense):
         """Return perturbations that fool both models, into the same answer; in eval mode."""
         delta = torch.full_like(images, self.bound)
         with evaluating(model):
+            with torch.no_grad():
+                answers = model(images).argmax(1), old(images).argmax(1)
             for _ in range(self.search_steps):
                 delta.requires_grad_()
                 logits = model(images + delta).float(), old(images + delta).float()
-                (slope,) = torch.autograd.grad(self.search_loss(*logits, labels), delta)
+                (slope,) = torch.autograd.grad(self.search_loss(*logits, labels, answers), delta)
                 moved = delta.detach() - self.step_size * slope.sign()
                 delta = moved.clamp(-self.bound, self.bound)
         return delta
 
-    def search_loss(self, logits: Tensor, old: Tensor, labels: Tensor) -> Tensor:
+    def search_loss(
+        self, logits: Tensor, old: Tensor, labels: Tensor, answers: tuple[Tensor, Tensor]
+    ) -> Tensor:
         """Return what the perturbations minimise.
 
-        Images that fool a model, or that both answer alike and wrongly, are done and left out.
+        An image fools a model when it changes the answer that this model gave to the clean image.
+        Images that fool a model, or both models into the same answer, are done and left out.
 
         Args:
             logits: (N, classes) of the tuned model.
             old: of the backdoored model.
             labels: true ones.
+            answers: each model's classes (N,) of the clean images, in the same order.
         """
-        wrong = 0.0
-        for scores in (logits, old):
-            resists = scores.argmax(1) == labels
+        wrong, both = 0.0, logits.argmax(1) == old.argmax(1)
+        for scores, answer in zip((logits, old), answers, strict=True):
+            fooled = scores.argmax(1) != answer
             each = F.cross_entropy(scores, labels, reduction="none")
-            wrong = wrong - 0.5 * (resists * each).mean()
-        answer = logits.argmax(1)
-        alike = (answer == old.argmax(1)) & (answer != labels)
-        apart = (~alike * jensen_shannon(logits, old)).mean()
+            wrong = wrong - 0.5 * (~fooled * each).mean()
+            both = both & fooled
+        apart = (~both * jensen_shannon(logits, old)).mean()
         return self.fooling * wrong + self.sharing * apart
 
 
@@ -108,7 +115,11 @@ def jensen_shannon(logits: Tensor, other: Tensor) -> Tensor:
     return 0.5 * sum((x.exp() * (x - middle)).sum(1) for x in (p, q))
 
 
-def avoid(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return -log(1 - p) (N,) of the labels' probabilities p; bounded where p is 1."""
-    p = logits.softmax(1).gather(1, labels[:, None]).squeeze(1)
-    return -(1.0001 - p).log()
+def unlike(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return -log(1 + 1e-6 - p) (N,) of the labels' probabilities p.
+
+    A probability below 0.001 counts as 0.001: it is not pushed any lower. 1 - p is the sum of the
+    other probabilities, which float32 keeps where p is near 1.
+    """
+    rest = logits.softmax(1).scatter(1, labels[:, None], 0).sum(1)
+    return -(rest.clamp(max=0.999) + 1e-6).log()

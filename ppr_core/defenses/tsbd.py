@@ -13,7 +13,7 @@ from ppr_core.defenses.parts.forgetting import forget
 from ppr_core.defenses.parts.selection import strongest
 from ppr_core.defenses.parts.sharpness import sam_gradient
 from ppr_core.method import Outcome, fork
-from ppr_core.models.base import clone, convolutions, need_layers
+from ppr_core.models.base import clone, convolutions
 from ppr_core.runtime import Record
 from ppr_core.training.fit import Schedule, fit
 
@@ -30,7 +30,9 @@ class Tsbd(Defense):
     a further one after it; tuning takes 20 epochs, where theirs takes one more than it says.
     """
 
+    version: ClassVar[int] = 2
     source: ClassVar[str] = "Lin et al. 2024, arXiv:2405.20291"
+    needs: ClassVar[tuple[str, ...]] = ("convolutions",)
 
     forgetting: Schedule = Field(FORGET, description="ascent on the clean loss, at the most")
     forgotten: float | None = Field(
@@ -51,10 +53,6 @@ class Tsbd(Defense):
     )
     schedule: Schedule = Field(TUNING, description="tuning")
 
-    def check(self, model: nn.Module, data: ImageSet) -> None:
-        """Raise ConfigError for a model without convolutions, whose channels are the neurons."""
-        need_layers(convolutions(model), "Tsbd resets channels of convolutions", "some")
-
     def run(
         self,
         model: nn.Module,
@@ -63,17 +61,7 @@ class Tsbd(Defense):
         rng: torch.Generator,
         validation: ImageSet | None = None,
     ) -> Outcome:
-        """Unlearn a copy, reset the neurons that it changed, tune.
-
-        Args:
-            model: is changed.
-            data: clean images.
-            rng: of the shuffles and crops.
-            validation: clean images that n is chosen on; needed with a grid only.
-
-        Raises:
-            DataError: n is to be chosen, and there are no validation images.
-        """
+        """Unlearn a copy, reset the neurons that it changed, tune."""
         unlearned, chance = clone(model), 100 / data.num_classes
         floor = chance if self.forgotten is None else self.forgotten
         draws = fork(rng, "forget")
@@ -105,7 +93,7 @@ class Tsbd(Defense):
         changes: Mapping[str, Tensor],
         n: float,
         rng: torch.Generator,
-        name: str = "",
+        resume: str = "",
     ) -> tuple[list[Record], int]:
         zeroed = reset(model, changes, n, self.m)
         gradient = sam_gradient(
@@ -116,7 +104,7 @@ class Tsbd(Defense):
             freeze_bn_model=model,
         )
         draws = fork(rng, "tune")
-        return fit(model, data, self.schedule, rng=draws, gradient=gradient, name=name), zeroed
+        return fit(model, data, self.schedule, rng=draws, gradient=gradient, resume=resume), zeroed
 
 
 @torch.no_grad()
@@ -135,15 +123,16 @@ def reset(model: nn.Module, changes: Mapping[str, Tensor], n: float, m: float) -
     Args:
         model: changed in place; biases and batch norm stay.
         changes: of each weight, from `weight_changes`.
-        n: share of the neurons, which are ranked over all layers by the sum of their changes.
+        n: share of the neurons, which are ranked over all layers by the sum of their changes;
+            their number is rounded down, as that of the weights is.
         m: share of the pooled weights of these neurons.
     """
     sums = torch.cat([change.sum(1) for change in changes.values()])
     chosen = torch.zeros_like(sums, dtype=torch.bool)
-    chosen[sums.argsort(descending=True)[: round(n * len(sums))]] = True
+    chosen[sums.argsort(descending=True)[: int(n * len(sums))]] = True
     neurons = dict(zip(changes, chosen.split([len(c) for c in changes.values()]), strict=True))
     pooled = torch.cat([change[neurons[name]].flatten() for name, change in changes.items()])
-    count = round(m * len(pooled))
+    count = int(m * len(pooled))
     zeroed = torch.zeros_like(pooled, dtype=torch.bool)
     zeroed[pooled.argsort(descending=True)[:count]] = True
     sizes = [int(neurons[name].sum()) * change.shape[1] for name, change in changes.items()]

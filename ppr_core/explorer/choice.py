@@ -6,7 +6,8 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from ppr_core.explorer.holdings import Cell, Held
+from ppr_core.explorer.holdings import Held
+from ppr_core.lab.graph import Cell, Variant
 
 WAIT_S = 0.03  # in which a newer event may overtake one that has not been answered
 
@@ -68,7 +69,7 @@ class Choice:
         self._listeners: list[Latest] = []
         self._filling = False
         study = next(iter(held))
-        self._fill([study, *held[study].telling])
+        self._fill([study, *places(held[study].telling)])
         self.box = widgets.HBox(self.menus, layout=widgets.Layout(flex_flow="row wrap"))
 
     @property
@@ -79,7 +80,8 @@ class Choice:
     @property
     def cell(self) -> Cell:
         """The chosen purified model."""
-        return Cell(*(menu.value for menu in self.menus[1:]))
+        attack, (defense, variant), seed = (menu.value for menu in self.menus[1:])
+        return Cell(attack, defense, seed, variant)
 
     def listen(self, answer: Callable[[], None]) -> None:
         """Call `answer` whenever another model is chosen."""
@@ -100,18 +102,24 @@ class Choice:
         for listener in self._listeners:
             listener()
 
-    def _fill(self, wanted: list[str | int]) -> None:
+    def _fill(self, wanted: list[Any]) -> None:
         """Set options and values, menu by menu, as near to what is wanted as may be."""
         self._filling = True
         try:
             _set(self.menus[0], list(self.held), wanted[0])
-            cells, names = self.study.cells, (str, self.study.name, str)
+            cells = self.study.cells
+            names = {places(cell)[1]: self.study.name(cell) for cell in cells}
             for place, menu in enumerate(self.menus[1:]):
-                values = list(dict.fromkeys(cell[place] for cell in cells))
-                _set(menu, values, wanted[place + 1], names[place])
-                cells = [cell for cell in cells if cell[place] == menu.value]
+                values = list(dict.fromkeys(places(cell)[place] for cell in cells))
+                _set(menu, values, wanted[place + 1], lambda value: names.get(value, str(value)))
+                cells = [cell for cell in cells if places(cell)[place] == menu.value]
         finally:
             self._filling = False
+
+
+def places(cell: Cell) -> tuple[str, tuple[str, Variant | None], int]:
+    """Return what the three dropdowns say of a cell: attack, defense with variant, seed."""
+    return cell.attack, (cell.defense, cell.variant), cell.seed
 
 
 def _set(

@@ -3,28 +3,20 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import pandas as pd
 
 from ppr_core.defenses import Pam
 from ppr_core.errors import CheckpointError, ConfigError, DataError
+from ppr_core.lab.graph import CLEAN, Cell, Stage
 from ppr_core.lab.places import ROOT
-from ppr_core.lab.plan import CLEAN, GRID, NO_ATTACK, NO_DEFENSE, Plan, Stage
+from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import Run, Store
 from ppr_core.lab.study import Study
-from ppr_core.reporting.results import PURIFIED_BELOW, label
+from ppr_core.reporting.results import PURIFIED_BELOW, name_of
 
 CURVE = {"c_acc": "o_c_acc", "o_asr": "o_asr", "p_asr": "p_asr"}  # of a retuned stage's metrics
 UNUSABLE = (ConfigError, DataError, CheckpointError, OSError)
-
-
-class Cell(NamedTuple):
-    """One purified model of a study."""
-
-    attack: str
-    defense: str
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -57,62 +49,63 @@ class Held:
     @cached_property
     def cells(self) -> list[Cell]:
         """Every purified model that the store holds, in the study's order."""
-        every = (Cell(*cell) for cell in self.plan.cells())
-        wanted = (
-            c for c in every if c.attack != NO_ATTACK and c.defense not in (NO_DEFENSE, CLEAN)
-        )
-        return [cell for cell in wanted if self.plan.purified(*cell) in self]
+        wanted = (cell for cell in self.plan.cells() if cell.attacked and cell.defense != CLEAN)
+        return [cell for cell in wanted if self.plan.purified(cell) in self]
 
     @cached_property
     def telling(self) -> Cell:
         """The cell to open with: PAM beside it, everything measured, purified, woken the most."""
 
         def interest(cell: Cell) -> tuple[bool, int, bool, float]:
-            retuned = self.figures(self.plan.retuned(*cell))
-            measures = sum(stage in self for stage in self.plan.measured(*cell).values())
+            retuned = self.figures(self.plan.retuned(cell))
+            measures = sum(stage in self for stage in self.plan.measured(cell).values())
             before, after = retuned.get("o_asr", 100.0), retuned.get("p_asr", 0.0)
             beside = len(self.rho_curve(cell.attack, cell.seed)) > 0
             return beside, measures, before <= PURIFIED_BELOW, after - before
 
         return max(self.cells, key=interest)
 
-    def name(self, defense: str) -> str:
-        """Return a defense as tables name it."""
-        method = dict(pams(self.plan)).get(defense)
-        row = {"defense": "pam" if method else defense, "rho": method.rho if method else None}
-        return label(pd.Series({**row, "oracle": self.plan.oracle(defense)}))
+    def name(self, cell: Cell) -> str:
+        """Return a cell's defense as tables name it."""
+        return name_of(self.plan, cell)
 
     def path(self, cell: Cell) -> pd.DataFrame:
         """Return the errors along the path to a purified model; empty where not measured."""
-        measured = "path" in self.plan.measures
-        return self.rows(self.plan.path(*cell)) if measured else pd.DataFrame()
+        stage = self.plan.taken("path", cell)
+        return self.rows(stage) if stage else pd.DataFrame()
 
     def query(self, cell: Cell) -> Stage | None:
         """Return the QRA stage of a cell where the store holds it."""
-        stage = self.plan.measured(*cell).get("query")
+        stage = self.plan.taken("query", cell)
         return stage if stage is not None and stage in self else None
 
     def rho_curve(self, attack: str, seed: int) -> pd.DataFrame:
-        """Return PAM's figures at every computed rho: rho, defense, c_acc, o_asr, p_asr."""
+        """Return PAM's figures at every computed rho: rho, cell, c_acc, o_asr, p_asr."""
         rows = []
-        for defense, method in pams(self.plan):
-            if found := self.figures(self.plan.retuned(attack, defense, seed)):
+        for cell, rho in pams(self.plan, attack, seed):
+            if found := self.figures(self.plan.retuned(cell)):
                 figures = {name: found[metric] for name, metric in CURVE.items()}
-                rows.append({"rho": method.rho, "defense": defense, **figures})
-        frame = pd.DataFrame(rows, columns=["rho", "defense", *CURVE])
+                rows.append({"rho": rho, "cell": cell, **figures})
+        frame = pd.DataFrame(rows, columns=["rho", "cell", *CURVE])
         return frame.sort_values("rho", ignore_index=True)
 
-    def with_rho(self, rho: float) -> tuple[Plan, str]:
-        """Return the plan of the same study with PAM at one more rho, and the label of that."""
+    def with_rho(self, cell: Cell, rho: float) -> tuple[Plan, Cell]:
+        """Return the plan of the same study with PAM at one more rho, and the cell of that.
+
+        Args:
+            cell: says which attack and seed.
+            rho: to add.
+        """
         study = self.plan.study
         plan = Plan(study.replace(rho_grid=sorted({*study.rho_grid, rho})))
-        return plan, next(name for name, method in pams(plan) if method.rho == rho)
+        return plan, next(c for c, r in pams(plan, cell.attack, cell.seed) if r == rho)
 
 
-def pams(plan: Plan) -> list[tuple[str, Pam]]:
-    """Return the defenses of the rho curve."""
-    grid = (item for item in plan.defenses.items() if item[0] == "pam" or item[0].startswith(GRID))
-    return [(name, method) for name, method in grid if isinstance(method, Pam)]
+def pams(plan: Plan, attack: str, seed: int) -> list[tuple[Cell, float]]:
+    """Return the cells of the rho curve, each with its rho."""
+    cells = plan.purified_cells(attack, seed)
+    found = ((cell, plan.defense(cell)) for cell in cells if cell.defense == "pam")
+    return [(cell, method.rho) for cell, method in found if isinstance(method, Pam)]
 
 
 def holdings(store: Store, given: Study) -> dict[str, Held]:
@@ -148,13 +141,13 @@ def _studies(given: Study) -> Iterable[Study]:
 
 def _grown(study: Study, runs: Iterable[Run]) -> Study:
     """Add the seeds and the values of rho that runs are about; content keys tell whose they are."""
-    tags = [run.data.tags for run in runs]
-    seeds = {*study.seeds, *(int(t["ppr.seed"]) for t in tags if "ppr.seed" in t)}
-    study = study.replace(seeds=sorted(seeds))
+    data = [run.data for run in runs]
+    seeds = {int(d.tags["ppr.seed"]) for d in data if d.tags.get("ppr.stage") == "purified"}
+    study = study.replace(seeds=sorted({*study.seeds, *seeds}))
     if "pam" not in study.defenses and not study.rho_grid:
         return study
-    labels = {t["ppr.defense"] for t in tags if t.get("ppr.defense", "").startswith(GRID)}
-    grid = {*study.rho_grid, *(float(label.removeprefix(GRID)) for label in labels)}
+    pam = (d.params for d in data if d.params.get("method") == Pam.__name__)
+    grid = {*study.rho_grid, *(float(params["rho"]) for params in pam)}
     defenses = dict(study.defenses)
     if "pam" in defenses:  # unless rho is named, a grid takes the place of PAM's own
         defenses["pam"] = {"rho": Pam.model_fields["rho"].default, **defenses["pam"]}
@@ -171,7 +164,7 @@ def not_measured(measure: str, plan: Plan) -> str:
 def no_pam(plan: Plan) -> str:
     """Say what to do where there is no rho curve."""
     name = plan.study.name
-    if pams(plan):
+    if ("pam", None) in plan.defenses or plan.study.rho_grid:
         return f"No PAM is computed for this attack and seed of the study {name}: press Compute."
     return (
         f"The study {name} has no PAM: add `pam: {{}}` to its `defenses`, run `{_command(name)}`, "

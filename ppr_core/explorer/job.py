@@ -11,13 +11,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 from ppr_core.errors import CheckpointError, ConfigError, DataError, StoreError
 from ppr_core.lab.desk import Lab
-from ppr_core.lab.places import ROOT
-from ppr_core.lab.plan import Plan, Stage
+from ppr_core.lab.graph import Cell, Stage, Variant
+from ppr_core.lab.places import PACKAGE
+from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import Store
 from ppr_core.lab.study import Study
 from ppr_core.reporting import comparison
@@ -47,16 +48,14 @@ class Job:
     Args:
         study: the study with that cell.
         store: where results go.
-        cell: attack, defense, seed.
+        cell: that is computed.
         report: called with every `Progress`, from a thread of this job; the last one says so.
     """
 
-    def __init__(
-        self, study: Study, store: Store, cell: tuple[str, str, int], report: Callable
-    ) -> None:
+    def __init__(self, study: Study, store: Store, cell: Cell, report: Callable) -> None:
         self.report = report
         self.cancelled = False
-        known = [str(ROOT), os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
+        known = [str(PACKAGE.parent), os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
         program = "from ppr_core.explorer import job; raise SystemExit(job.main())"
         self.process = subprocess.Popen(
             [sys.executable, "-c", program],
@@ -66,7 +65,7 @@ class Job:
             text=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(known)},
         )
-        task = {"study": study.model_dump(), "folder": str(store.folder), "cell": cell}
+        task = {"study": study.model_dump(), "folder": str(store.folder), "cell": astuple(cell)}
         self.process.stdin.write(json.dumps(task))
         self.process.stdin.close()
         self.thread = threading.Thread(target=self._listen, daemon=True)
@@ -103,10 +102,10 @@ class Job:
         self.report(last)
 
 
-def stages_of(plan: Plan, attack: str, defense: str, seed: int) -> list[Stage]:
+def stages_of(plan: Plan, cell: Cell) -> list[Stage]:
     """Return what a point of the rho curve takes: RA and, where the study has it, the path."""
-    path = plan.measured(attack, defense, seed).get("path")
-    return [plan.retuned(attack, defense, seed), *([path] if path else [])]
+    path = plan.taken("path", cell)
+    return [plan.retuned(cell), *([path] if path else [])]
 
 
 def main() -> int:
@@ -117,7 +116,8 @@ def main() -> int:
     try:
         plan = Plan(Study(**task["study"]))
         lab = Lab(Store(Path(task["folder"])))
-        missing = _missing(lab, stages_of(plan, *task["cell"]))
+        *cell, variant = task["cell"]
+        missing = _missing(lab, stages_of(plan, Cell(*cell, variant and Variant(*variant))))
         done = -1.0
 
         def report(stage: Stage, history: list[Record], epochs: int) -> None:

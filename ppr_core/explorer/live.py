@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ppr_core import connectivity
 from ppr_core.data.images import ImageSet, to_float, to_uint8
-from ppr_core.explorer.holdings import Cell, Held
-from ppr_core.lab import measures as measures
-from ppr_core.lab.desk import Lab
+from ppr_core.explorer.holdings import Held
+from ppr_core.lab.graph import Cell
+from ppr_core.lab.reader import Reader
 from ppr_core.metrics import attack_success_rate, clean_accuracy, triggered
 from ppr_core.reactivation.perturbation import within
 from ppr_core.reactivation.query import generator_of
@@ -47,16 +47,17 @@ class Samples:
         cell: a purified model whose QRA the store holds.
     """
 
-    def __init__(self, held: Held, lab: Lab, cell: Cell) -> None:
+    def __init__(self, held: Held, lab: Reader, cell: Cell) -> None:
         plan, stage = held.plan, held.query(cell)
         self.precision = plan.study.precision
         stages = {
-            "backdoored": plan.backdoored(cell.attack, cell.seed),
-            "purified": plan.purified(*cell),
-            "retuned": plan.retuned(*cell),
-            "clean": plan.clean_model(cell.seed),
+            "backdoored": plan.backdoored(cell),
+            "purified": plan.purified(cell),
+            "retuned": plan.retuned(cell),
+            "unseen clean": plan.unseen_clean(cell.seed),
         }
-        self.models = {name: lab.model(made) for name, made in stages.items() if made in held}
+        known = {name: made for name, made in stages.items() if made is not None and made in held}
+        self.models = {name: lab.model(made) for name, made in known.items()}
         self.generator = generator_of(lab.result(stage).tensors).to(plan.device)
         self.trigger = lab.trigger(stage)
         self.plain = one_a_class(plan.images.test, self.trigger.target)
@@ -118,11 +119,11 @@ class Walk:
         cell: a purified model.
     """
 
-    def __init__(self, held: Held, lab: Lab, cell: Cell) -> None:
+    def __init__(self, held: Held, lab: Reader, cell: Cell) -> None:
         plan = held.plan
         self.precision = plan.study.precision
-        stages = plan.backdoored(cell.attack, cell.seed), plan.purified(*cell)
-        start, self.model = measures.ends(lab, *stages)
+        stages = plan.backdoored(cell), plan.purified(cell)
+        start, self.model = lab.ends(*stages)
         self.states = snapshot(start), snapshot(self.model)
         self.test: ImageSet = plan.images.test.spread(MEASURED)
         trigger = lab.trigger(stages[1])

@@ -8,10 +8,11 @@ import pandas as pd
 
 from ppr_core.explorer import pages
 from ppr_core.explorer.choice import Choice, Latest, in_loop
-from ppr_core.explorer.holdings import UNUSABLE, Cell, holdings, no_pam, not_measured, pams
+from ppr_core.explorer.holdings import UNUSABLE, holdings, no_pam, not_measured, pams
 from ppr_core.explorer.job import Job, Progress
 from ppr_core.explorer.live import MEASURED, Samples, Walk
-from ppr_core.lab.desk import Lab
+from ppr_core.lab.graph import Cell
+from ppr_core.lab.reader import Reader
 from ppr_core.lab.study import Study
 from ppr_core.reporting import plots
 
@@ -32,7 +33,7 @@ class Panel:
     """
 
     def __init__(
-        self, name: str, slider: widgets.FloatSlider, choice: Choice, lab: Lab, *beside: object
+        self, name: str, slider: widgets.FloatSlider, choice: Choice, lab: Reader, *beside: object
     ) -> None:
         self.slider, self.choice, self.lab = slider, choice, lab
         slider.layout.width = "34rem"
@@ -114,7 +115,7 @@ def path_picture(points: pd.DataFrame, title: str) -> plots.Picture:
 class RhoPanel(Panel):
     """C-Acc, O-ASR and P-ASR of PAM over rho, and the path at the nearest computed one."""
 
-    def __init__(self, choice: Choice, lab: Lab, given: Study) -> None:
+    def __init__(self, choice: Choice, lab: Reader, given: Study) -> None:
         self.given = given
         self.job: Job | None = None
         self.compute = widgets.Button(description="Compute this rho", icon="play")
@@ -132,13 +133,16 @@ class RhoPanel(Panel):
 
     def load(self) -> None:
         """Read the curve of PAM for the chosen attack and seed."""
-        held, (attack, _, seed) = self.choice.study, self.choice.cell
-        self.curve = held.rho_curve(attack, seed)
-        self.paths: dict[str, plots.Picture] = {}
+        held, cell = self.choice.study, self.choice.cell
+        self.curve = held.rho_curve(cell.attack, cell.seed)
+        self.paths: dict[Cell, plots.Picture] = {}
         top = max([2.0, *self.curve["rho"]])
         self.slider.max = top
         limits = (-MARGIN * top, (1 + MARGIN) * top)
-        title, axis = f"{attack}, seed {seed}: PAM over rho", "rho (L2 length of the path step)"
+        title, axis = (
+            f"{cell.attack}, seed {cell.seed}: PAM over rho",
+            "rho (L2 length of the path step)",
+        )
         curves = plots.Curves(title, "rho", axis, self.curve, FIGURES, limits)
         self.picture = plots.Picture([curves])
         self.move()
@@ -148,8 +152,8 @@ class RhoPanel(Panel):
         asked = self.slider.value
         running = self.job is not None
         if not len(self.curve):
-            plan = self.choice.study.plan
-            self.compute.disabled = running or not pams(plan)
+            plan, cell = self.choice.study.plan, self.choice.cell
+            self.compute.disabled = running or not pams(plan, cell.attack, cell.seed)
             self.nothing(no_pam(plan))
             return
         index = int((self.curve["rho"] - asked).abs().idxmin())
@@ -160,10 +164,10 @@ class RhoPanel(Panel):
         if not there:
             says += f" is not computed; shown is the nearest, <b>rho {row['rho']:g}</b>"
         named = {FIGURES[name]: row[name] for name in FIGURES}
-        self.table = self.curve.drop(columns="defense").rename(columns=FIGURES)
+        self.table = self.curve.drop(columns="cell").rename(columns=FIGURES)
         text = f"<p>{says}: {pages.figures(named)}</p>"
         pictures = [self.picture.png([(row["rho"], {name: row[name] for name in FIGURES})])]
-        path = self._path(row["defense"], row["rho"])
+        path = self._path(row["cell"], row["rho"])
         if path is None:
             text += pages.note(f"No path. {not_measured('path', self.choice.study.plan)}")
         else:
@@ -171,14 +175,13 @@ class RhoPanel(Panel):
         self.show(text, pages.table(self.table, index), *pictures)
         self.figure = self.picture.figure
 
-    def _path(self, defense: str, rho: float) -> plots.Picture | None:
-        if defense not in self.paths:
-            attack, _, seed = self.choice.cell
-            points = self.choice.study.path(Cell(attack, defense, seed))
+    def _path(self, cell: Cell, rho: float) -> plots.Picture | None:
+        if cell not in self.paths:
+            points = self.choice.study.path(cell)
             if not len(points):
                 return None
-            self.paths[defense] = path_picture(points, f"the path to PAM at rho {rho:g}")
-        return self.paths[defense]
+            self.paths[cell] = path_picture(points, f"the path to PAM at rho {rho:g}")
+        return self.paths[cell]
 
     # -- one more rho ------------------------------------------------------------------------
 
@@ -186,12 +189,10 @@ class RhoPanel(Panel):
         """Compute PAM and RA at the chosen rho, in another process."""
         if self.job is not None:
             return
-        held, (attack, _, seed) = self.choice.study, self.choice.cell
-        rho = round(self.slider.value, 6)
-        plan, defense = held.with_rho(rho)
+        held, rho = self.choice.study, round(self.slider.value, 6)
+        plan, cell = held.with_rho(self.choice.cell, rho)
         self.compute.disabled, self.stop.disabled = True, False
         self.bar.bar_style = "info"
-        cell = (attack, defense, seed)
         say = in_loop(lambda progress: self._report(progress, rho))
         self.job = Job(plan.study, held.store, cell, say)
 
@@ -219,9 +220,9 @@ class RhoPanel(Panel):
 class EpsilonPanel(Panel):
     """QRA at any budget: images, what every stage's model answers, and the measured rates."""
 
-    lines = {"p_asr": "P-ASR (triggered)", "c_asr": "C-ASR (clean)"}
+    rates = {"p_asr": "P-ASR (triggered)", "c_asr": "C-ASR (clean)", "control": "unseen clean"}
 
-    def __init__(self, choice: Choice, lab: Lab) -> None:
+    def __init__(self, choice: Choice, lab: Reader) -> None:
         super().__init__("epsilon", slider("epsilon", 16.0, 0.5, 8.0, "1/255"), choice, lab)
 
     def load(self) -> None:
@@ -231,11 +232,15 @@ class EpsilonPanel(Panel):
         stage = held.query(cell)
         if stage is not None:
             self.samples = Samples(held, self.lab, cell)
-            points = held.rows(stage)
-            points["eps"] *= 255
+            rows = held.rows(stage).assign(eps=lambda points: 255 * points["eps"])
+            points = rows[rows["scored"] == "self"].set_index("eps")
+            control = rows[rows["scored"] == "clean_unseen"].set_index("eps")
+            points = points.assign(control=control["p_asr"]).reset_index()
+            points = points.dropna(axis="columns", how="all")  # not every study has the control
+            self.lines = {name: self.rates[name] for name in self.rates if name in points}
             top = max(1.0, float(points["eps"].max()))
             self.slider.max = top
-            title = f"{cell.attack}, {held.name(cell.defense)}, seed {cell.seed}"
+            title = f"{cell.attack}, {held.name(cell)}, seed {cell.seed}"
             axis, limits = "epsilon (1/255)", (-MARGIN * top, (1 + MARGIN) * top)
             curves = plots.Curves(title, "eps", axis, points, self.lines, limits)
             self.picture, self.points = plots.Picture([curves]), points
@@ -267,7 +272,7 @@ class EpsilonPanel(Panel):
 class PathPanel(Panel):
     """The model at any point of the path, asked at once, beside the measured curve."""
 
-    def __init__(self, choice: Choice, lab: Lab) -> None:
+    def __init__(self, choice: Choice, lab: Reader) -> None:
         super().__init__("t", slider("t", 1.0, 0.01, 0.5), choice, lab)
 
     def load(self) -> None:
@@ -275,7 +280,7 @@ class PathPanel(Panel):
         held, cell = self.choice.study, self.choice.cell
         self.points = held.path(cell)
         self.walk = Walk(held, self.lab, cell)
-        title = f"{cell.attack}: the path to {held.name(cell.defense)}, seed {cell.seed}"
+        title = f"{cell.attack}: the path to {held.name(cell)}, seed {cell.seed}"
         self.picture = path_picture(self.points, title)
         self.move()
 

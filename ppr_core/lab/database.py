@@ -1,17 +1,16 @@
 """The SQLite file of a local store: made whole or not at all, mended, and moved with its folder."""
 
 import atexit
-import fcntl
 import os
 import shutil
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import mlflow
+from filelock import FileLock
 from mlflow.exceptions import MlflowException
 
 from ppr_core.errors import StoreError, need
@@ -51,7 +50,7 @@ def prepare(folder: Path) -> str:
                 shutil.copyfile(part, copy / part.name)
             return f"sqlite:///{copy}/mlflow.db"
         (folder / "artifacts").mkdir(parents=True, exist_ok=True)
-        with locked(folder / ".lock"):
+        with FileLock(folder / ".lock"):
             if path.exists() and _half_made(path):
                 path.rename(folder / f"mlflow.db.half-made-{time.time():.0f}")
             if not path.exists():
@@ -64,15 +63,6 @@ def prepare(folder: Path) -> str:
             "folder, or name another one in PPR_STORE"
         ) from None
     return f"sqlite:///{path}"
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a file's lock; it ends with this process, however that ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _make(path: Path) -> None:

@@ -1,7 +1,6 @@
 """Where stages run: in this process, or on Ray (one GPU, many GPUs, many machines)."""
 
 import contextlib
-import json
 import os
 import sys
 import time
@@ -11,12 +10,18 @@ from typing import Any, Literal
 import torch
 from tqdm import tqdm
 
+from ppr_core.attacks import Attack
+from ppr_core.config import Settings
+from ppr_core.defenses import Defense
 from ppr_core.errors import ConfigError, DataError, need
+from ppr_core.lab import places
 from ppr_core.lab.desk import Lab
-from ppr_core.lab.plan import Plan, Stage
+from ppr_core.lab.graph import Stage
+from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import Store
-from ppr_core.lab.study import Study
+from ppr_core.reactivation.retuning import Retuning
 from ppr_core.runtime import Record, share_cores
+from ppr_core.training.fit import Schedule
 
 Backend = Literal["local", "ray"]
 Failures = dict[str, str]
@@ -57,10 +62,10 @@ def run(plan: Plan, lab: Lab, backend: Backend = "local", gpu_share: float = 1.0
     waiting = [stage for stage in stages if not lab.cached(stage)]
     if not waiting:
         return {}
-    bar = _Bar(waiting, plan)
+    bar = _Bar(waiting)
     try:
         if backend == "ray":
-            return _on_ray(plan, waiting, bar, gpu_share)
+            return _on_ray(waiting, bar, gpu_share)
         share_cores()
         lab.report = bar.epoch
         return _here(waiting, lab, bar)
@@ -90,7 +95,7 @@ def _blocked(stage: Stage, failures: Failures) -> str | None:
     return f"needs {', '.join(missing)}, which failed" if missing else None
 
 
-def _on_ray(plan: Plan, stages: list[Stage], bar: "_Bar", gpu_share: float) -> Failures:
+def _on_ray(stages: list[Stage], bar: "_Bar", gpu_share: float) -> Failures:
     """Hand every stage to Ray at once; each waits for its parents."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -100,7 +105,7 @@ def _on_ray(plan: Plan, stages: list[Stage], bar: "_Bar", gpu_share: float) -> F
     address = os.environ.get("RAY_ADDRESS")
     local = {} if address else {"include_dashboard": False, "object_store_memory": 200 * 2**20}
     handed_on = ("PPR_STORE", "PPR_DATA", "PPR_COMPILE", "MLFLOW_TRACKING_URI", "PYTHONPATH")
-    environment = {name: os.environ[name] for name in handed_on if os.environ.get(name)}
+    environment = {name: text for name, text in places.environment().items() if name in handed_on}
     environment["OMP_WAIT_POLICY"] = "PASSIVE"
     ray.init(
         address=address,
@@ -110,16 +115,15 @@ def _on_ray(plan: Plan, stages: list[Stage], bar: "_Bar", gpu_share: float) -> F
         **local,
     )
     try:
-        gpus = ray.cluster_resources().get("GPU", 0) and plan.study.device != "cpu"
+        gpus = ray.cluster_resources().get("GPU", 0) and stages[0].setting.study.device != "cpu"
         # A worker takes stage after stage: Ray would start a new one for each that has a GPU.
         share = {"num_gpus": gpu_share if gpus else 0, "max_calls": 0}
         task = ray.remote(max_retries=2, **share)(_remote)
-        settings = plan.study.model_dump()
         handles: dict[str, Any] = {}
         for stage in stages:
             # Ray starts a task when its arguments are there: the parents' outcomes order the graph.
             before = [handles[parent.key] for parent in stage.parents if parent.key in handles]
-            handles[stage.key] = task.remote(settings, stage.key, *before)
+            handles[stage.key] = task.remote(stage, *before)
         failures: Failures = {}
         names = {handle: stage for stage in stages for handle in [handles[stage.key]]}
         left = list(names)
@@ -148,15 +152,14 @@ def _outcome(done: Any, stage: Stage, failures: Failures) -> str | None:
         return _blocked(stage, failures) or f"worker died: {type(error).__name__}: {text}"
 
 
-def _remote(settings: dict[str, Any], key: str, *before: str | None) -> str | None:
-    """Compute one stage in a worker; return why it failed, or None."""
+def _remote(stage: Stage, *before: str | None) -> str | None:
+    """Compute one stage in a worker, as it was handed on; return why it failed, or None."""
     failed = [reason for reason in before if reason is not None]
     if failed:
         return f"needs a stage that failed ({failed[0]})"
     share_cores(os.cpu_count() or 1)
-    stages, lab = _desk(json.dumps(settings))
     try:
-        lab.result(stages[key])
+        _lab().result(stage)
     except FAILURES as error:
         return f"{type(error).__name__}: {error}"
     finally:
@@ -169,17 +172,40 @@ def _remote(settings: dict[str, Any], key: str, *before: str | None) -> str | No
 
 
 @lru_cache(maxsize=1)
-def _desk(settings: str) -> tuple[dict[str, Stage], Lab]:
-    """Return a study's stages by key, and a lab, kept from stage to stage of a worker."""
-    plan = Plan(Study(**json.loads(settings)))
-    return {stage.key: stage for stage in plan.stages()}, Lab(Store())
+def _lab() -> Lab:
+    """Return a lab that is kept from stage to stage of a worker."""
+    return Lab(Store())
+
+
+def weight(stage: Stage) -> float:
+    """Return a rough cost of a stage: thousands of images that it trains on."""
+    count, method = len(stage.setting.images.train), stage.method
+    if isinstance(method, Attack) and stage.kind != "prepared":
+        return method.training.total_steps(count) * method.training.batch_size / 1000
+    if isinstance(method, Retuning):
+        return method.share * count * 10 / 1000
+    if isinstance(method, Defense) and stage.kind == "purified":
+        return 2 * _budget(method, stage.setting.study.reserve) / 1000
+    return 2 * stage.setting.study.reserve * 30 / 1000
+
+
+def _budget(method: Settings, count: int) -> float:
+    """Return the images that all of a method's schedules step over, its rounds counted."""
+    images = 0.0
+    for name in type(method).model_fields:
+        value = getattr(method, name)
+        if isinstance(value, Schedule):
+            images += value.total_steps(count) * min(value.batch_size, count)
+        elif isinstance(value, Settings):
+            images += _budget(value, count)
+    return images * getattr(method, "rounds", 1)
 
 
 class _Bar:
     """One line of progress with the time left, weighted by the images that a stage trains on."""
 
-    def __init__(self, stages: list[Stage], plan: Plan) -> None:
-        self.weights = {stage.key: plan.weight(stage) for stage in stages}
+    def __init__(self, stages: list[Stage]) -> None:
+        self.weights = {stage.key: weight(stage) for stage in stages}
         self.total = sum(self.weights.values())
         self.quiet = not sys.stderr.isatty()
         self.bar = tqdm(

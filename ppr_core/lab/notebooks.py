@@ -13,7 +13,7 @@ import psutil
 
 from ppr_core.config import digest
 from ppr_core.errors import ConfigError
-from ppr_core.lab.places import ROOT
+from ppr_core.lab.places import PACKAGE, ROOT, environment
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import Store
 
@@ -48,7 +48,7 @@ def declared(notebook: Path) -> dict[str, Any]:
 @functools.cache
 def code() -> str:
     """Return a digest of the package: with other code a notebook may say something else."""
-    files = sorted((ROOT / "ppr_core").rglob("*.py"))
+    files = sorted(PACKAGE.rglob("*.py"))
     return digest([path.read_text() for path in files])
 
 
@@ -134,12 +134,12 @@ def _execute(
         The kernel is told its folder and its run here: papermill would move this whole process.
         """
 
-        transport = "ipc"
+        transport = "tcp" if os.name == "nt" else "ipc"  # Windows has no such files
         ip = str(copy.with_name("kernel"))
 
         async def start_kernel(self, **named: Any) -> None:
             told = {"PPR_RUN": run_id} | ({"PPR_COMPUTED": "1"} if computed else {})
-            named |= {"cwd": str(ROOT), "env": {**os.environ, **told}}
+            named |= {"cwd": str(ROOT), "env": {**environment(), **told}}
             with open(log, "wb") as out:  # a kernel has its say at its end, too
                 await super().start_kernel(**named, stdout=out, stderr=out)
 

@@ -6,22 +6,23 @@ import logging
 import os
 import shutil
 import socket
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 import safetensors.torch
+from filelock import FileLock
 from safetensors import SafetensorError
-from torch import Tensor
 
 from ppr_core.errors import CheckpointError, StoreError, need
-from ppr_core.lab.database import locked, prepare
-from ppr_core.lab.places import ROOT
+from ppr_core.lab.database import prepare
+from ppr_core.lab.places import ROOT, results_folder
+from ppr_core.method import Result
 from ppr_core.runtime import Record
 from ppr_core.weights import sha256
 
@@ -42,23 +43,6 @@ BATCH_LIMIT = 1000  # metrics in one MLflow request
 USERS_TRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES" in os.environ
 START_TRIES, HTTP_TRIES = 3, 5  # of a request to a server: about 12 s at first, a minute later
 TRIES = 3  # of what fails only where another process does the same at the same moment
-
-
-@dataclass
-class Result:
-    """What a stage leaves behind.
-
-    Attributes:
-        tensors: weights, masks, prepared triggers, by name.
-        info: settings chosen, labels detected, counts: anything that is JSON.
-        metrics: the figures a person compares, by name.
-        history: one record an epoch.
-    """
-
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    info: dict[str, Any] = field(default_factory=dict)
-    metrics: Record = field(default_factory=dict)
-    history: list[Record] = field(default_factory=list)
 
 
 def _as_store_error(method: Callable) -> Callable:
@@ -114,15 +98,15 @@ class Store:
     """One MLflow store: a SQLite file with its artifacts beside it, or a tracking server.
 
     Args:
-        folder: of a local store; `mlruns/` of the project if not given. Ignored where the
-            environment variable MLFLOW_TRACKING_URI names another store.
+        folder: of a local store; see `results_folder` if not given. Ignored where the environment
+            variable MLFLOW_TRACKING_URI names another store.
 
     Raises:
         StoreError: the store cannot be opened, read or written.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder = Path(folder or os.environ.get("PPR_STORE") or ROOT / "mlruns").resolve()
+        self.folder = Path(folder).resolve() if folder else results_folder()
         self.uri = os.environ.get("MLFLOW_TRACKING_URI") or prepare(self.folder)
         self.local = self.uri.startswith("sqlite:")
         self.readonly = self.local and self.uri != f"sqlite:///{self.folder}/mlflow.db"
@@ -383,28 +367,29 @@ class Store:
         """Return the folder for the epoch checkpoints of a stage that is being computed."""
         return self.folder / "scratch" / key
 
-    def owned(self, key: str) -> AbstractContextManager[None]:
-        """Hold the right to compute a stage; other processes of this machine wait for it."""
-        return locked(self.folder / "scratch" / f"{key}.lock")
+    def owned(self, key: str) -> AbstractContextManager[Any]:
+        """Hold the right to compute a stage; other processes of this machine wait for it.
+
+        The lock ends with its process, however that ends.
+        """
+        path = self.folder / "scratch" / f"{key}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(path)
 
     def drop_scratch(self, key: str) -> None:
         """Remove a finished stage's epoch checkpoints."""
         shutil.rmtree(self.scratch(key), ignore_errors=True)
 
 
+@functools.cache
 def commit() -> str:
     """Return the project's git commit, or "unknown" outside a checkout."""
-    head = ROOT / ".git" / "HEAD"
+    if not (ROOT / ".git").exists():
+        return "unknown"
+    git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
     try:
-        text = head.read_text().strip()
-        if not text.startswith("ref: "):
-            return text
-        reference = ROOT / ".git" / text.removeprefix("ref: ")
-        if reference.is_file():
-            return reference.read_text().strip()
-        packed = (ROOT / ".git" / "packed-refs").read_text().splitlines()
-        return next(line.split()[0] for line in packed if line.endswith(text[5:]))
-    except (OSError, StopIteration):
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git, or a damaged checkout
         return "unknown"
 
 

@@ -1,7 +1,8 @@
 """What a classifier is, and what every method may ask of one."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -9,16 +10,19 @@ from torch.nn import functional as F
 
 from ppr_core.config import Settings, derive
 from ppr_core.errors import CheckpointError, need
-from ppr_core.runtime import seeded
+from ppr_core.runtime import seed_of, seeded
 
 CIFAR_STATS = ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))
 IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+PIXELS = ((0.0,), (1.0,))  # the identity: for what takes pixels as they are
+
+Stats = tuple[Sequence[float], Sequence[float]]  # mean and spread, channel by channel
 
 
 class Normalise(nn.Module):
     """Map pixels in [0, 1] to zero mean and unit spread, channel by channel."""
 
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         # Not persistent: constants of the architecture, not weights to interpolate or to save.
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
@@ -33,31 +37,46 @@ class Normalise(nn.Module):
         return normalised * self.std + self.mean
 
 
-class Classifier(nn.Module):
-    """A network cut in two: `features` (a map) and `head` (pooling and the linear layer).
+class Network(nn.Module):
+    """Pixels in [0, 1] in, logits out; what the methods of this package may ask of any model.
 
     Attributes:
         normalise: the first layer.
-        backbone: normalised pixels -> feature map (N, D, h, w).
-        linear: the last layer, D -> classes.
         size: side of the images it takes, pixels; others are resized; None takes any.
+        published: names that the weights have elsewhere, or how they begin -> the names here.
     """
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        linear: nn.Linear,
-        *,
-        stats: tuple[tuple[float, ...], tuple[float, ...]] = CIFAR_STATS,
-        relu_head: bool = False,
-        size: int | None = None,
-    ) -> None:
+    def __init__(self, stats: Stats, size: int | None) -> None:
         super().__init__()
         self.normalise = Normalise(*stats)
-        self.backbone = backbone
-        self.linear = linear
-        self.relu_head = relu_head
         self.size = size
+        self.published: dict[str, str] = {}
+
+    def logits_of(self, normalised: Tensor) -> Tensor:
+        """Return the logits (N, classes) of images that are normalised already."""
+        raise NotImplementedError(f"{type(self).__name__}.logits_of")
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(N, C, H, W) pixels in [0, 1] -> logits (N, classes)."""
+        return self.logits_of(self.normalise(pixels))
+
+    def resized(self, images: Tensor) -> Tensor:
+        """Return images at the side that the network takes."""
+        if self.size and images.shape[-1] != self.size:
+            return F.interpolate(images, self.size, mode="bilinear", antialias=True)
+        return images
+
+
+class Cut(Network):
+    """A network cut in two: `features` (a map) and `head` (all that follows). Subclasses: `head`.
+
+    Attributes:
+        backbone: normalised pixels -> feature map (N, D, h, w), or vectors (N, D).
+    """
+
+    def __init__(self, backbone: nn.Module, stats: Stats, size: int | None) -> None:
+        super().__init__(stats, size)
+        self.backbone = backbone
 
     def features(self, pixels: Tensor) -> Tensor:
         """Return the feature map (N, D, h, w) of pixels in [0, 1]."""
@@ -65,9 +84,37 @@ class Classifier(nn.Module):
 
     def features_of(self, normalised: Tensor) -> Tensor:
         """Return the feature map of images that are normalised already."""
-        if self.size and normalised.shape[-1] != self.size:
-            normalised = F.interpolate(normalised, self.size, mode="bilinear", antialias=True)
-        return self.backbone(normalised)
+        return self.backbone(self.resized(normalised))
+
+    def head(self, features: Tensor) -> Tensor:
+        """Return the logits (N, classes) of a feature map."""
+        raise NotImplementedError(f"{type(self).__name__}.head")
+
+    def logits_of(self, normalised: Tensor) -> Tensor:
+        """Return the logits (N, classes) of images that are normalised already."""
+        return self.head(self.features_of(normalised))
+
+
+class Classifier(Cut):
+    """A network whose head is pooling and one linear layer.
+
+    Attributes:
+        linear: the last layer, D -> classes.
+        relu_head: whether the head begins with a ReLU.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        linear: nn.Linear,
+        *,
+        stats: Stats = CIFAR_STATS,
+        relu_head: bool = False,
+        size: int | None = None,
+    ) -> None:
+        super().__init__(backbone, stats, size)
+        self.linear = linear
+        self.relu_head = relu_head
 
     def head(self, features: Tensor) -> Tensor:
         """Return the logits (N, classes) of a feature map."""
@@ -77,25 +124,68 @@ class Classifier(nn.Module):
         """Return what the linear layer sees: (N, D)."""
         # Out of place: the map is used again by feature losses.
         features = F.relu(features) if self.relu_head else features
+        if features.ndim == 2:  # such as a transformer's class token
+            return features
         return F.adaptive_avg_pool2d(features, 1).flatten(1)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """(N, C, H, W) pixels in [0, 1] -> logits (N, classes)."""
-        return self.head(self.features(pixels))
+
+class Capped(Cut):
+    """A network whose head is any module; the last linear layer in it is the one to retrain.
+
+    Attributes:
+        top: feature map -> logits.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        top: nn.Module,
+        *,
+        last: str,
+        stats: Stats = CIFAR_STATS,
+        size: int | None = None,
+    ) -> None:
+        super().__init__(backbone, stats, size)
+        self.top = top
+        self._last = last
+
+    @property
+    def linear(self) -> nn.Linear:
+        """The last layer, a part of `top`."""
+        return self.top.get_submodule(self._last)
+
+    def head(self, features: Tensor) -> Tensor:
+        """Return the logits (N, classes) of a feature map."""
+        return self.top(features)
 
 
 class Architecture(Settings):
     """A way to build a classifier; `build` draws its initial weights from a seed."""
 
-    def make(self, num_classes: int) -> Classifier:
+    def make(self, num_classes: int) -> Network:
         """Build with torch's default initialisation from the global generator."""
         raise NotImplementedError(f"{type(self).__name__}.make")
 
-    def build(self, num_classes: int, *, seed: int) -> Classifier:
+    def build(self, num_classes: int, *, seed: int) -> Network:
         """Return a freshly initialised classifier; the global generators are left untouched."""
-        with seeded(derive(seed, "init")):
+        with seeded(seed_of(derive(seed, "init"))):
             model = self.make(num_classes)
         return model.to(memory_format=torch.channels_last)
+
+    def skeleton(self, num_classes: int) -> Network:
+        """Return the classifier without memory for its weights: to look at names and shapes."""
+        plain = self.replace(pretrained=False) if "pretrained" in type(self).model_fields else self
+        with torch.device("meta"), seeded(0):
+            return plain.make(num_classes)
+
+    @classmethod
+    def adopt(cls, path: str, found: Any, values: Mapping[str, Any]) -> Self:
+        """Take any callable that returns an nn.Module as an architecture."""
+        from ppr_core.models.own import Own  # late: it is an architecture itself
+
+        if not callable(found):
+            return super().adopt(path, found, values)
+        return Own(path=path, **values)
 
 
 def batch_norms(model: nn.Module) -> Iterator[tuple[str, nn.modules.batchnorm._BatchNorm]]:
@@ -130,25 +220,49 @@ def check_same_shapes(got: Mapping[str, Tensor], expected: Mapping[str, Tensor])
         )
 
 
-def need_layers(found: Iterable[object], use: str, kind: str) -> None:
-    """Raise ConfigError unless a model has the layers that a defense is about.
+def comparable(model: nn.Module) -> list[tuple[str, nn.modules.batchnorm._BatchNorm]]:
+    """Return the batch-norm layers by name whose statistics and weights can be read."""
+    return [
+        (name, layer)
+        for name, layer in batch_norms(model)
+        if layer.affine and layer.track_running_stats
+    ]
 
-    Args:
-        found: those layers of the model.
-        use: what the defense does to them, as a sentence.
-        kind: what a model has that has them.
+
+def normalised_convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d, nn.BatchNorm2d]]:
+    """Yield each batch norm that stands right behind a convolution: (its name, both layers).
+
+    Modules stand in the order of their making. Where batch norm comes first, as in DenseNet, only
+    those pairs are found whose channels agree.
     """
-    need(
-        any(True for _ in found),
-        f"{use}: expected a model with {kind}, got one without; choose another defense for it",
-    )
+    before: nn.Module | None = None
+    for name, module in model.named_modules():
+        if next(module.children(), None) is not None:
+            continue
+        if isinstance(module, nn.BatchNorm2d) and isinstance(before, nn.Conv2d):
+            tracked = module.affine and module.track_running_stats
+            if tracked and module.num_features == before.out_channels:
+                yield name, before, module
+        before = module
 
 
-def need_parts(model: nn.Module, *names: str) -> None:
-    """Raise ConfigError, naming what is missing, unless the model is cut into these parts."""
-    missing = [name for name in names if not hasattr(model, name)]
-    need(
-        not missing,
-        f"expected a model with {', '.join(names)}, got a {type(model).__name__} without "
-        f"{', '.join(missing)}; make it a models.Classifier",
-    )
+def normalise_of(model: nn.Module) -> Normalise:
+    """Return a model's first layer; where it tells of none, it takes pixels: the identity."""
+    if any(hasattr(model, name) for name in ("features_of", "logits_of")):
+        return model.normalise
+    return Normalise(*PIXELS).to(next(model.parameters()).device)
+
+
+def logits_of(model: nn.Module, normalised: Tensor) -> Tensor:
+    """Return the logits of what `normalise_of(model)` gave."""
+    if hasattr(model, "logits_of"):
+        return model.logits_of(normalised)
+    if hasattr(model, "features_of"):
+        return model.head(model.features_of(normalised))
+    return model(normalised)
+
+
+def features_of(model: nn.Module, normalised: Tensor) -> Tensor:
+    """Return the features of what `normalise_of(model)` gave."""
+    own = hasattr(model, "features_of")
+    return model.features_of(normalised) if own else model.features(normalised)

@@ -1,14 +1,17 @@
 """Residual networks: the paper's for 32 pixels, and torchvision's for 224."""
 
-from enum import Enum
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-import torch
 from torch import nn
 
 from ppr_core.config import Field
-from ppr_core.errors import ConfigError, need
+from ppr_core.errors import need
 from ppr_core.models.base import IMAGENET_STATS, Architecture, Classifier
+from ppr_core.models.pretrained import Statistics, imagenet
+
+# Its names, where the stem is one part of the backbone.
+TORCHVISION = {"conv1.": "backbone.0.0.", "bn1.": "backbone.0.1.", "fc.": "linear."}
+TORCHVISION |= {f"layer{n}.": f"backbone.{n}." for n in range(1, 5)}
 
 
 class _ResNet(Architecture):
@@ -82,7 +85,8 @@ class ResNet18ImageNet(Architecture):
             self.width == 64 or not self.pretrained,
             f"expected width 64 with pretrained weights, got {self.width}; set pretrained: false",
         )
-        net = resnet18(weights=self._weights())
+        weights = imagenet("ResNet18_Weights", "resnet18_imagenet") if self.pretrained else None
+        net = resnet18(weights=weights)
         stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
         layers = nn.Sequential(stem, net.layer1, net.layer2, net.layer3, net.layer4)
         channels = 512
@@ -91,25 +95,36 @@ class ResNet18ImageNet(Architecture):
             first = nn.Conv2d(3, self.width, 7, 2, 3, bias=False)
             stem = nn.Sequential(first, narrow[1], narrow[2], nn.MaxPool2d(3, 2, 1))
             layers = nn.Sequential(stem, *narrow[3:])
-        return Classifier(
-            layers, nn.Linear(channels, num_classes), stats=IMAGENET_STATS, size=self.size
+        linear = nn.Linear(channels, num_classes)
+        model = Classifier(layers, linear, stats=IMAGENET_STATS, size=self.size)
+        model.published = dict(TORCHVISION)
+        return model
+
+
+class ResNet18Pooled(Statistics, _ResNet):
+    """ResNet-18 with max-pooling behind its stem, at the images' own size: torchvision's.
+
+    Its weights fit `resnet18` by name and shape where the stem is 3x3: only its answers tell the
+    two apart.
+    """
+
+    source: ClassVar[str] = "He et al. 2016, arXiv:1512.03385; as torchvision has it"
+    block: ClassVar[str] = "BasicBlock"
+    stem: Literal[3, 7] = Field(7, description="side of the first kernel: 7 strides by 2, 3 by 1")
+    blocks: int = Field(2, ge=1, le=2, description="blocks a stage; 1 for small studies")
+
+    def make(self, num_classes: int) -> Classifier:
+        """Build with torch's default initialisation."""
+        net, channels = self._backbone((self.blocks,) * 4)
+        first, norm, act, *stages = net
+        if self.stem == 7:
+            first = nn.Conv2d(3, self.width, 7, 2, 3, bias=False)
+        stem = nn.Sequential(first, norm, act, nn.MaxPool2d(3, 2, 1))
+        model = Classifier(
+            nn.Sequential(stem, *stages), nn.Linear(channels, num_classes), stats=self.stats
         )
-
-    def _weights(self) -> Enum | None:
-        from torchvision.models import ResNet18_Weights
-
-        if not self.pretrained:
-            return None
-        weights = ResNet18_Weights.IMAGENET1K_V1
-        try:
-            weights.get_state_dict(progress=True, check_hash=True)
-        except (OSError, RuntimeError) as error:
-            raise ConfigError(
-                f"expected ImageNet weights from {weights.url}, got: {error}; put that file into "
-                f"{torch.hub.get_dir()}/checkpoints, or train from scratch with "
-                "model: {name: resnet18_imagenet, pretrained: false}"
-            ) from None
-        return weights
+        model.published = dict(TORCHVISION)
+        return model
 
 
 class _Narrow(_ResNet):

@@ -1,1 +1,1 @@
-"""Attacks on purified models: what wakes a backdoor that only sleeps."""
+"""Attacks that reactivate the backdoor of a purified model, and their controls."""

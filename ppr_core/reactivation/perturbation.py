@@ -67,13 +67,13 @@ def frozen(*models: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def success(
+def success_rates(
     models: Mapping[str, nn.Module],
     images: ImageSet,
     perturb: Perturb,
     budgets: Sequence[float],
 ) -> dict[str, list[float]]:
-    """Return, by model, the percentage predicted as labelled at each budget.
+    """Return, by model, the attack success rate (percent) at each budget.
 
     All budgets and models are evaluated in one pass over the images.
 
@@ -136,8 +136,8 @@ def sweep(
         include_target: count clean images of the target class.
     """
     clean = aimed(test, int(stamped.labels[0]), include_target=include_target)
-    c_asr = success(models, clean, perturb, budgets)
-    p_asr = success(models, stamped, perturb, budgets)
+    c_asr = success_rates(models, clean, perturb, budgets)
+    p_asr = success_rates(models, stamped, perturb, budgets)
     return [
         {"model": name, "eps": eps, "c_asr": c_asr[name][index], "p_asr": p_asr[name][index]}
         for name in models
@@ -164,6 +164,6 @@ def transfer(
     rates = {}
     for source, perturb in perturbations.items():
         others = {name: model for name, model in models.items() if name != source}
-        found = success(others, stamped, perturb, [eps])
+        found = success_rates(others, stamped, perturb, [eps])
         rates[source] = {name: values[0] for name, values in found.items()}
     return rates

@@ -1,4 +1,4 @@
-"""QRA: learn a perturbation of each image that makes a purified model answer as if retuned."""
+"""QRA: train a generator of perturbations that reactivate the backdoor of a purified model."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal
@@ -7,16 +7,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ppr_core.config import Field
+from ppr_core.config import Budget, Field
 from ppr_core.data.images import ImageSet
 from ppr_core.data.splits import draw
 from ppr_core.errors import CheckpointError, DataError, need
 from ppr_core.method import Method, Outcome, fork
 from ppr_core.metrics import logits
-from ppr_core.models.base import need_parts
+from ppr_core.models.base import normalise_of
 from ppr_core.reactivation.perturbation import EPS, frozen, within
-from ppr_core.runtime import seeded
+from ppr_core.runtime import seed_of, seeded
 from ppr_core.training.fit import Schedule, fit
+from ppr_core.weights import under
 
 # Weight of the balanced term, by attack. Source: Min et al. 2024, sec. B.2. An attack that is not
 # listed takes the field's default.
@@ -53,7 +54,7 @@ def generator_of(tensors: Mapping[str, Tensor]) -> Generator:
     Raises:
         CheckpointError: no generator among them.
     """
-    state = {k.removeprefix(PREFIX): t for k, t in tensors.items() if k.startswith(PREFIX)}
+    state = under(tensors, PREFIX)
     need(
         "layers.0.weight" in state,
         f"expected tensors of a generator ({PREFIX}*), got {sorted(tensors)[:3]}",
@@ -68,11 +69,13 @@ def generator_of(tensors: Mapping[str, Tensor]) -> Generator:
 
 
 class Query(Method):
-    """Train a generator of perturbations that carry a retuned model's answers to a purified one.
+    """Train a generator of perturbations under which a purified model predicts as if retuned.
 
-    The purified model, on perturbed images, imitates its own retuned version on plain ones; a
-    surrogate model must go on answering truly, so that the perturbation wakes a backdoor instead of
-    fooling any model. Of the three only outputs and gradients by the image are used.
+    The loss is the divergence of the purified model's predictions on perturbed images from those of
+    its retuned version on the original images, plus the cross-entropy of a surrogate model on the
+    perturbed images: the surrogate must stay right, so that the perturbation reactivates a backdoor
+    instead of fooling any model. Of the three models, outputs are used, and of the purified model
+    and the surrogate gradients with respect to the image.
 
     Differs from the paper: its generator has "three layers"; this one has three hidden layers, as
     in the authors' code. Its surrogate is the EP model, the authors' code's the clean one: here it
@@ -86,7 +89,7 @@ class Query(Method):
 
     clean: int = Field(500, ge=0, description="clean images to train on")
     poisoned: int = Field(500, ge=0, description="triggered images to train on")
-    eps: float = Field(EPS, ge=0, le=1, description="largest change of a pixel, in [0, 1]")
+    eps: Budget = Field(EPS, description="largest change of a pixel, in [0, 1]")
     form: Literal["code", "paper"] = Field(
         "code",
         description="what alpha weights: the divergence (authors' code), or the surrogate's "
@@ -95,7 +98,7 @@ class Query(Method):
     alpha: float = Field(0.2, ge=0, description="weight of the one term against the other")
     surrogate: Literal["clean", "ep"] = Field(
         "clean",
-        description="model that must go on answering truly: the never-poisoned one (authors' "
+        description="model whose predictions must stay correct: the never-poisoned one (authors' "
         "code), or EP's (paper); the other one where it is itself attacked",
     )
     width: int = Field(1024, ge=1, description="units of a hidden layer of the generator")
@@ -104,10 +107,6 @@ class Query(Method):
         Schedule(epochs=50, lr=0.1, crop=0, flip=False),
         description="of the generator; images are never augmented",
     )
-
-    def check(self, model: nn.Module, data: ImageSet) -> None:
-        """Raise ConfigError where the model's normalisation cannot be read."""
-        need_parts(model, "normalise")
 
     def run(
         self,
@@ -146,8 +145,8 @@ class Query(Method):
             )
         pool = draw(data, self.clean, fork(rng, "clean"))
         pool = pool + draw(triggered, self.poisoned, fork(rng, "triggered"))
-        with seeded(fork(rng, "generator")):
-            pixels, stats = pool.images[:1].numel(), model.normalise
+        with seeded(seed_of(rng, "generator")):
+            pixels, stats = pool.images[:1].numel(), normalise_of(model)
             generator = Generator(pixels, self.width, self.depth, stats.mean, stats.std)
         generator.to(pool.device)
         with frozen(model, surrogate):
@@ -175,12 +174,12 @@ class Query(Method):
         # In place of labels the loop hands back each image's number.
         numbered = pool.with_labels(torch.arange(len(pool), device=pool.device))
         plain = self.schedule.replace(crop=0, flip=False)
-        return fit(generator, numbered, plain, rng=rng, loss=loss, writes=(), name="query")
+        return fit(generator, numbered, plain, rng=rng, loss=loss, capturable=True, resume="query")
 
     def objective(
         self, student: Tensor, teacher: Tensor, surrogate: Tensor, labels: Tensor
     ) -> Tensor:
-        """Return the loss of a batch: imitate the teacher, and leave the surrogate right.
+        """Return the loss of a batch: imitate the teacher, and keep the surrogate correct.
 
         Args:
             student: the purified model's logits of perturbed images, (N, classes).

@@ -18,10 +18,10 @@ PAPER_COUNTS = {"badnet": 5, "blended": 1, "ssba": 10, "lc": 2}
 
 
 class Retuning(Method):
-    """Retune a model on `share` of the training set, `poisoned` samples of it poisoned.
+    """Fine-tune a model on a small share of the training set that holds a few poisoned samples.
 
-    Augmentation is drawn once and reused in every epoch, and the poisoned samples get none, as in
-    the authors' code. Zero poisoned samples is clean fine-tuning.
+    As in the authors' code, augmentation is drawn once and reused in every epoch, and the poisoned
+    samples are not augmented. With no poisoned samples this is fine-tuning on clean samples.
     """
 
     source: ClassVar[str] = "Min et al. 2024, arXiv:2410.09838, sec. 3.2, B.2"
@@ -49,6 +49,22 @@ class Retuning(Method):
         Raises:
             DataError: fewer poisons or clean images than asked for.
         """
+        mixture, schedule = self.mixture(data, poisons, rng)
+        shuffles = fork(rng, "shuffle")
+        history = fit(model, mixture, schedule, rng=shuffles, resume="retuning", evaluate=True)
+        return Outcome(model, history, {"samples": len(mixture), "poisoned": self.poisoned})
+
+    def mixture(
+        self, data: ImageSet, poisons: ImageSet, rng: torch.Generator
+    ) -> tuple[ImageSet, Schedule]:
+        """Return the samples to tune on, and the schedule with what augmentation is left to do.
+
+        The draws begin alike for every number of poisons: more of them are those of a smaller
+        number and others.
+
+        Raises:
+            DataError: fewer poisons or clean images than asked for.
+        """
         total = round(self.share * len(data))
         need(
             self.poisoned <= min(total, len(poisons)),
@@ -61,6 +77,4 @@ class Retuning(Method):
         if self.frozen:
             clean = augmented(clean, schedule, rng=fork(rng, "augment"))
             schedule = schedule.replace(crop=0, flip=False)
-        mixture = clean + draw(poisons, self.poisoned, fork(rng, "poisons"))
-        history = fit(model, mixture, schedule, rng=fork(rng, "shuffle"), name="retuning")
-        return Outcome(model, history, {"samples": total, "poisoned": self.poisoned})
+        return clean + draw(poisons, self.poisoned, fork(rng, "poisons")), schedule

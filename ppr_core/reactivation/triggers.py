@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ppr_core.config import Field, Settings
+from ppr_core.config import Budget, Field, Settings
 from ppr_core.data.images import ImageSet, to_float
 from ppr_core.data.splits import draw
 from ppr_core.errors import CheckpointError, DataError, need
@@ -25,13 +25,13 @@ RECORDS = 10  # of a search's history
 
 
 class OptimisedTrigger(Method):
-    """Search one direction for all images; its tensors hold it as "direction".
+    """Search one universal perturbation; the Outcome's tensors hold its direction as "direction".
 
     The data are labelled with the target: triggered training images (RA's poisons) reactivate a
     backdoor; `perturbation.aimed` clean images make the control, a universal adversarial attack.
     """
 
-    eps: float = Field(0.05, ge=0, le=1, description="largest change of a pixel, in [0, 1]")
+    eps: Budget = Field(0.05, description="largest change of a pixel, in [0, 1]")
     images: int = Field(500, ge=1, description="images that the search sees")
 
     def check(self, model: nn.Module, data: ImageSet) -> None:
@@ -54,13 +54,14 @@ class OptimisedTrigger(Method):
 
 
 class Universal(OptimisedTrigger):
-    """Optimise the perturbation by gradients: the white-box attack; on surrogates, the transfer.
+    """Optimise the perturbation by gradients, of the model (white-box) or of surrogates (transfer).
 
     Differs from the authors' code: every step takes a fresh batch; theirs takes five steps on each
     of fifty.
     """
 
     source: ClassVar[str] = "Zhu, Liang, Wu 2024, arXiv:2405.16134"
+    version: ClassVar[int] = 2  # 1 resumed a transferred trigger from the white-box one's end
     privileges: ClassVar[str] = "attacker: gradients of model or surrogates, training poisons"
 
     schedule: Schedule = Field(
@@ -108,7 +109,7 @@ class Universal(OptimisedTrigger):
                 loss=loss,
                 gradient=gradient,
                 after_step=shift.project,
-                name="trigger",
+                resume="transfer" if surrogates else "white_box",
             )
         info = {"transferred": bool(surrogates), "samples": len(pool)}
         return Outcome(model, history, info, {"direction": shift.direction.detach()})
@@ -128,7 +129,7 @@ class _Shift(nn.Module):
 
 
 class Square(OptimisedTrigger):
-    """Search the perturbation by queries alone: random squares, kept where the target's loss falls.
+    """Search the perturbation by queries alone; keep a random square that lowers the target's loss.
 
     Every pixel is at the edge of the budget. Each query returns the probabilities of one image.
     """
@@ -195,6 +196,7 @@ class Triggers(Settings):
     """Optimised triggers with growing knowledge: other defended models, queries, the weights."""
 
     source: ClassVar[str] = "Zhu, Liang, Wu 2024, arXiv:2405.16134"
+    version: ClassVar[int] = Universal.version
 
     white_box: Universal = Field(Universal(), description="by the model's gradients")
     queries: Square = Field(Square(), description="by the model's answers alone")

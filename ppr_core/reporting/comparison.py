@@ -10,14 +10,9 @@ import pandas as pd
 from ppr_core.config import digest
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import Store
+from ppr_core.reporting import results
 from ppr_core.reporting.results import COLOURS, FIGURES, cells, label
 
-LOGGED = [
-    *FIGURES,
-    "asr_change",
-    *("q_p_asr", "q_c_asr", "clean_retuned_asr", "trigger_asr", "barrier", "path_distance"),
-    "seconds",
-]
 EPOCHS = {"p_asr": "asr", "p_c_acc": "c_acc"}  # figures kept with every epoch of RA
 ABOUT = ["attack", "defense", "rho", "seed", "dataset", "model", "poison_rate"]
 CELLS = """tags."ppr.kind" = 'cell'"""
@@ -31,20 +26,25 @@ query-based one; all in percent. Cells of several seeds stand under a run with m
 def log_cells(plan: Plan, store: Store) -> None:
     """Keep one MLflow run a finished cell; several seeds under one with their mean and spread."""
     rows = cells(plan, store)
+    columns = results.columns_of(rows)
     rows = rows.assign(
         asr_change=rows["p_asr"].astype(float) - rows["o_asr"].astype(float),
         label=rows.apply(label, axis=1),
-        last=[plan.last(*cell).key for cell in plan.cells()],
+        last=[plan.last(cell).key for cell in plan.cells()],
     )
-    rows[LOGGED] = rows[LOGGED].astype(float).round(2)  # the UI's columns are narrow
+    logged = [*columns, "asr_change", "seconds"]
+    rows[logged] = rows[logged].astype(float).round(2)  # the UI's columns are narrow
     study = plan.study.name
-    store.describe(study, NOTE.format(name=study), dict(_view(*view) for view in VIEWS))
+    shown = [
+        name for name in logged if name not in columns or name in FIGURES or columns[name].shown
+    ]
+    store.describe(study, NOTE.format(name=study), dict(_view(*view, shown) for view in VIEWS))
     names = list(dict.fromkeys(rows["label"]))  # the UI's own colours, of runs' ids, meet often
     rows["colour"] = [COLOURS[names.index(name) % len(COLOURS)] for name in rows["label"]]
     for (attack, name), group in rows[rows["status"] == "done"].groupby(
         ["attack", "label"], sort=False
     ):
-        made = [_log_cell(plan, store, row) for _, row in group.iterrows()]
+        made = [_log_cell(plan, store, row, logged) for _, row in group.iterrows()]
         key = digest(["group", study, attack, name, made])
         if len(made) == 1 or store.find(key):
             continue
@@ -56,18 +56,18 @@ def log_cells(plan: Plan, store: Store) -> None:
             f"{attack} / {name} (n={len(made)})",
             tags={**tags, "key": key},
             params=_about(group.iloc[0].drop("seed")),
-            dataset=plan.described,
+            dataset=plan.setting.described,
             note=f"Mean and standard deviation (`_std`) of {len(made)} seeds; their cells below.",
         )
-        figures = pd.concat([group[LOGGED].mean(), group[LOGGED].std(ddof=1).add_suffix("_std")])
+        figures = pd.concat([group[logged].mean(), group[logged].std(ddof=1).add_suffix("_std")])
         store.log(run, metrics=figures.dropna().round(2).to_dict())
         store.adopt(run, made)
         store.finish(run)
 
 
-def _log_cell(plan: Plan, store: Store, row: pd.Series) -> str:
+def _log_cell(plan: Plan, store: Store, row: pd.Series, logged: list[str]) -> str:
     """Return the run of a cell; one with older figures makes room for it."""
-    figures = {name: row[name] for name in LOGGED if pd.notna(row[name])}
+    figures = {name: row[name] for name in logged if pd.notna(row[name])}
     key = digest(["cell: epochs, colour", plan.study.name, row["label"], row["last"], figures])
     if found := store.find(key):
         return found.info.run_id
@@ -80,7 +80,7 @@ def _log_cell(plan: Plan, store: Store, row: pd.Series) -> str:
         name,
         tags={**tags, "attack": row["attack"], "defense": row["defense"]},
         params=_about(row),
-        dataset=plan.described,
+        dataset=plan.setting.described,
         note=_tell(row),
         colour=row["colour"],
     )
@@ -123,7 +123,9 @@ def _chart(kind: str, **settings: Any) -> dict[str, Any]:
     return {"compareRunCharts": [chart], "compareRunSections": [section]}
 
 
-# Name, filter of the runs, and what else the view sets.
+# Name, filter of the runs, and what else the view sets. MLflow has no public way to save a view of
+# its run page: these are the tags that the page itself writes where a person shares one. A version
+# that cannot read them shows its default view; runs and metrics are logged by the public API.
 VIEWS = (
     ("cells: every figure", CELLS, {}),
     (
@@ -153,9 +155,9 @@ VIEWS = (
 )
 
 
-def _view(name: str, query: str, more: dict[str, Any]) -> tuple[str, str]:
+def _view(name: str, query: str, more: dict[str, Any], shown: list[str]) -> tuple[str, str]:
     """Return a saved view of the UI's run page: the tag that holds it, and its text."""
-    widths = {f"metrics.`{name}`": max(84, 8 * len(name)) for name in LOGGED}  # all in sight
+    widths = {f"metrics.`{name}`": max(84, 8 * len(name)) for name in shown}  # all in sight
     columns = list(widths)
     state = {
         "searchFilter": query,

@@ -1,31 +1,31 @@
-"""What a study's runs say, and the questions that the paper's claims put to them."""
+"""What the runs of several studies say: rows that count for a claim, and figures with intervals."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-from ppr_core.reporting.results import PURIFIED_BELOW, explained
+from ppr_core.reporting.results import PURIFIED_BELOW
+from ppr_core.reporting.setting import OTHER, PAPER, SMALLER, level_of, paper_rho
 
-# Tolerances, fixed before any run was looked at. Percent, or percentage points.
-LOW = 10.0  # ASR up to which a model counts as one without a backdoor (chance of ten classes)
-HIGH = 50.0  # ASR from which a backdoor counts as back
-NEAR = 5.0  # difference up to which two methods count as comparable
-FAR = 20.0  # difference from which they count as apart
-LITTLE = 2.0  # clean accuracy or error that counts as unchanged
-AWAY = 80.0  # backdoor error that counts as high
-IMPLANTED = 90.0  # ASR from which an attack counts as implanted
-
-BASELINES = ["anp", "ibau", "ft_sam", "fst", "bti"]
+# The paper's baselines. It chooses ANP's threshold by test ASR, as `anp_oracle` does.
+BASELINES = ["anp_oracle", "ibau", "ft_sam", "fst", "bti"]
+HONEST = {"anp": "anp_oracle"}  # stands in where the paper's own was not measured, and says so
 SETTING = ["dataset", "model", "poison_rate"]
+CELL = [*SETTING, "attack", "defense"]
+FRAMES = ("queries", "transfers", "paths", "histories")
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a study's runs say, as the frames of `results`; empty where nothing was measured.
+    """What the runs say, as the frames of `results`; empty where nothing was measured.
 
-    `further` has the cells of other studies, for the claims that span several (`at`, `settings`).
+    `cells` are those of the study asked about, `further` those of other studies. The other frames
+    may have the columns of `SETTING`, where they come from several studies.
     """
 
     cells: pd.DataFrame
@@ -35,121 +35,182 @@ class Evidence:
     histories: pd.DataFrame = field(default_factory=pd.DataFrame)
     further: pd.DataFrame = field(default_factory=pd.DataFrame)
 
-    def at(self, **values: object) -> "Evidence":
-        """Return the cells, of all studies, that have these values (or one of a list of them)."""
-        rows = pd.concat([self.cells, self.further], ignore_index=True)
-        for column, value in values.items():
-            rows = rows[rows[column].isin(value if isinstance(value, list) else [value])]
-        return Evidence(rows)
+    def done(self) -> pd.DataFrame:
+        """Return the finished cells of all studies, each once, with a level of their setting."""
+        rows = pd.concat([self.cells.assign(own=True), self.further.assign(own=False)])
+        if not len(rows):
+            return rows
+        rows = rows[(rows["status"] == "done") & (rows["attack"] != "none")]
+        for column, default in (("level", OTHER), ("scale", "scale not recorded")):
+            known = rows[column] if column in rows else pd.Series(None, rows.index, dtype=object)
+            rows = rows.assign(**{column: known.astype(object).where(known.notna(), default)})
+        same = [*CELL, "seed", "rho", "ra_poisons", "scale"]
+        return rows.drop_duplicates([c for c in same if c in rows]).reset_index(drop=True)
 
-    def settings(self) -> dict[tuple[str, str, float], "Evidence"]:
-        """Return the cells of all studies by data set, model and poisoning rate."""
-        rows = self.at().cells
-        grouped = rows[rows["attack"] != "none"].groupby(SETTING, sort=False)
-        return {setting: Evidence(part) for setting, part in grouped}
+    def at(self, scope: "Scope") -> "Evidence":
+        """Return what counts for a claim about some settings: see `Scope`."""
+        rows = scope.choose(self.done())
+        chosen = {"cells": rows.drop(columns="own", errors="ignore"), "further": pd.DataFrame()}
+        for name in FRAMES:
+            frame = getattr(self, name)
+            shared = [c for c in SETTING if c in frame and len(rows)]
+            if shared and len(frame):
+                there = rows[shared].drop_duplicates()
+                chosen[name] = frame.merge(there, on=shared)
+            elif not rows.get("own", pd.Series(dtype=bool)).any():
+                chosen[name] = pd.DataFrame()
+        return replace(self, **chosen)
 
-    def mean(self, column: str, who: str | Sequence[str], *, purified: bool = False) -> float:
-        """Return a column's mean over attacks and seeds; nan where nothing was measured.
+    def of(self, who: str | Iterable[str], *columns: str) -> pd.DataFrame:
+        """Return the rows of some defenses that have figures in all of these columns.
 
-        Args:
-            column: of `results.cells`.
-            who: defense, or several.
-            purified: of the models with an O-ASR of at most `results.PURIFIED_BELOW`.
+        PAM's are those at the paper's rho (or at the study's own, where it lacks that one).
         """
         names = [who] if isinstance(who, str) else list(who)
-        if column not in self.cells:
-            return float("nan")
-        rows = self.cells[self.cells["status"] == "done"]
-        rows = rows[rows["defense"].isin(names) & (rows["attack"] != "none")]
-        if purified:
-            rows = rows[rows["o_asr"].astype(float) <= PURIFIED_BELOW]
-        if names == ["pam"]:  # a setting's PAM is the one with its largest rho
-            rho = rows["rho"].astype(float)
-            rows = rows[rho == rho.groupby([rows[name] for name in SETTING]).transform("max")]
-        return float(rows[column].astype(float).mean())
+        rows = self.cells
+        if not len(rows) or not {*columns} <= {*rows.columns}:
+            return rows.iloc[:0].assign(**dict.fromkeys(columns, pd.Series(dtype=float)))
+        rows = rows[rows["defense"].isin(names)]
+        if "pam" in names:
+            rows = at_paper_rho(rows)
+        rows = rows.astype(dict.fromkeys(columns, float))
+        return rows.dropna(subset=list(columns))
 
-    def each(self, column: str, *, purified: bool = False) -> dict[str, float]:
-        """Return a column's mean for every baseline that the study measured."""
-        found = {name: self.mean(column, name, purified=purified) for name in BASELINES}
-        return {name: value for name, value in found.items() if value == value}
+    def baselines(self, *columns: str) -> pd.DataFrame:
+        """Return the rows of the paper's baselines; honest ANP stands in for the paper's."""
+        rows = self.of([*BASELINES, *HONEST], *columns)
+        places = [*SETTING, "attack"]
+        paper = set(map(tuple, rows.loc[rows["defense"] == "anp_oracle", places].to_numpy()))
+        twice = [
+            name in HONEST and tuple(place) in paper
+            for name, place in zip(rows["defense"], rows[places].to_numpy(), strict=True)
+        ]
+        return rows[~np.array(twice, dtype=bool)]
 
-    def along_rho(self, column: str) -> pd.Series:
-        """Return a column's mean over attacks and seeds at every rho of PAM, in order."""
-        if column not in self.cells:
-            return pd.Series(dtype=float)
-        rows = self.cells[(self.cells["status"] == "done") & (self.cells["defense"] == "pam")]
-        return rows.assign(y=rows[column].astype(float)).groupby("rho")["y"].mean().dropna()
-
-    def line(self, who: Sequence[str], start: str = "backdoored") -> pd.Series:
-        """Return the mean backdoor error by t, batch norm interpolated."""
-        if not len(self.paths):
-            return pd.Series(dtype=float)
-        rows = self.paths[self.paths["defense"].isin(who) & (self.paths["start"] == start)]
-        rows = rows[rows["batch_norm"] == "interpolate"]
-        return rows.groupby("t")["backdoor_error"].mean()
-
-    def woken(self, perturbation: str, who: Sequence[str], column: str = "p_asr") -> float:
-        """Return the mean rate of a perturbation at its largest budget; nan if not measured."""
-        if not len(self.queries):
-            return float("nan")
-        rows = self.queries[self.queries["perturbation"] == perturbation]
-        rows = rows[rows["defense"].isin(who)]
-        return float(rows[rows["eps"] == rows["eps"].max()][column].mean())
+    def line(self, rows: pd.DataFrame, start: str = "backdoored") -> pd.DataFrame:
+        """Return the paths of some cells, batch norm interpolated, one row a point."""
+        if not len(self.paths) or not len(rows):
+            return self.paths.iloc[:0]
+        points = self.paths[self.paths["start"] == start]
+        points = points[points["batch_norm"] == "interpolate"]
+        shared = [c for c in (*CELL, "seed", "rho") if c in points]
+        labels = dict.fromkeys([*shared, *(c for c in (*SETTING, "o_asr") if c in rows)])
+        return points.merge(rows[list(labels)], on=shared, suffixes=("_path", ""))
 
 
-Answer = tuple[bool, str] | None  # does it hold, and by which figures; None: not measured
+@dataclass(frozen=True)
+class Scope:
+    """The settings that a claim is about.
 
+    Attributes:
+        settings: (dataset, model, poison rate) of the paper; at None any.
+        must: column -> values without which a row says nothing of the claim.
+        own: beginnings of what is the claim's own in `scale`, such as its number of RA samples.
+    """
 
-def at_most(value: float, limit: float, what: str) -> Answer:
-    """Answer whether a figure stays within a limit."""
-    return None if np.isnan(value) else (value <= limit, f"{what} {value:.2f} (at most {limit:g})")
+    settings: tuple[tuple[str | None, ...], ...] = ()
+    must: Mapping[str, Any] = field(default_factory=dict)
+    own: tuple[str, ...] = ()
 
+    def choose(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Return the rows that count: those in the paper's settings at the best level there is.
 
-def at_least(value: float, limit: float, what: str) -> Answer:
-    """Answer whether a figure reaches a limit."""
-    return None if np.isnan(value) else (value >= limit, f"{what} {value:.2f} (at least {limit:g})")
+        Where no study has such a setting, those of the study asked about, as far as they have
+        what the claim must have.
+        """
+        for column, values in self.must.items():
+            if not len(rows) or column not in rows:
+                return rows.iloc[:0]
+            listed = isinstance(values, list)
+            rows = rows[rows[column].isin(values) if listed else rows[column].map(values)]
+        if not len(rows):
+            return rows
+        if self.own:
+            rows = self._own(rows)
+        here = rows[self.inside(rows)]
+        for level in (PAPER, SMALLER):
+            if (here["level"] == level).any():
+                return here[here["level"] == level]
+        own = rows if self.must else rows[rows["own"]]
+        return own.assign(level=own["level"].replace({PAPER: SMALLER}))
 
+    def _own(self, rows: pd.DataFrame) -> pd.DataFrame:
+        parts = [
+            [part for part in scale.split("; ") if part and not part.startswith(self.own)]
+            for scale in rows["scale"]
+        ]
+        return rows.assign(scale=["; ".join(p) for p in parts], level=[level_of(p) for p in parts])
 
-def every(found: dict[str, float], test: Callable[[float], bool], what: str) -> Answer:
-    """Answer whether every method passes; needs at least two of them."""
-    if len(found) < 2:
+    def inside(self, rows: pd.DataFrame) -> np.ndarray:
+        """Tell which rows are in one of the paper's settings."""
+        found = [self._place(row) is not None for row in rows[SETTING].itertuples(index=False)]
+        return np.array(found, dtype=bool)
+
+    def missing(self, rows: pd.DataFrame) -> list[tuple[str | None, ...]]:
+        """Return the settings of the claim that these rows do not have."""
+        there = {self._place(row) for row in rows[SETTING].itertuples(index=False)}
+        return [setting for setting in self.settings if setting not in there]
+
+    def _place(self, row: Sequence[Any]) -> tuple[str | None, ...] | None:
+        for setting in self.settings:
+            if all(a is None or a == b for a, b in zip(setting, row, strict=True)):
+                return setting
         return None
-    text = ", ".join(f"{name} {value:.1f}" for name, value in found.items())
-    return all(test(value) for value in found.values()), f"{what}: {text}"
 
 
-def all_of(*answers: Answer) -> Answer:
-    """Answer whether all parts hold; not measured if one is not."""
-    if any(answer is None for answer in answers):
-        return None
-    return all(answer[0] for answer in answers), "; ".join(answer[1] for answer in answers)
+def at_paper_rho(rows: pd.DataFrame) -> pd.DataFrame:
+    """Keep of PAM's rows, cell by cell, those at the paper's rho, else those at the largest."""
+    pam = rows["defense"] == "pam"
+    if not pam.any() or "rho" not in rows:
+        return rows
+    rho = rows["rho"].astype(float)
+    paper = [paper_rho(d, a) for d, a in zip(rows["dataset"], rows["attack"], strict=True)]
+    hits = rho == pd.Series(paper, rows.index, dtype=float)
+    places = [rows[name] for name in (*SETTING, "attack", "scale") if name in rows]
+    any_hit = hits.groupby(places).transform("any")
+    largest = rho[pam].groupby([p[pam] for p in places]).transform("max")
+    largest = rho == largest.reindex(rho.index)
+    return rows[~pam | (hits & any_hit) | (largest & ~any_hit) | (rho.isna() & ~any_hit)]
 
 
-def falls(values: pd.Series, by: float, what: str) -> Answer:
-    """Answer whether a figure falls by so much from the smallest to the largest rho."""
-    return _along(values, -1, by, what)
+def purified(rows: pd.DataFrame) -> pd.DataFrame:
+    """Keep the cells whose model counts as purified."""
+    return rows[rows["o_asr"].astype(float) <= PURIFIED_BELOW]
 
 
-def rises(values: pd.Series, by: float, what: str) -> Answer:
-    """Answer whether a figure rises by so much from the smallest to the largest rho."""
-    return _along(values, 1, by, what)
+def by_seed(rows: pd.DataFrame, column: str) -> pd.Series:
+    """Return a column's mean of each seed: the unit of every interval."""
+    return rows.groupby("seed")[column].mean().dropna()
 
 
-def _along(values: pd.Series, sign: int, by: float, what: str) -> Answer:
-    if len(values) < 2:
-        return None
-    text = ", ".join(f"{rho:g}: {value:.1f}" for rho, value in values.items())
-    return bool(sign * (values.iloc[-1] - values.iloc[0]) >= by), f"{what} by rho {text}"
+@dataclass(frozen=True)
+class Span:
+    """A mean over seeds with its 95 % interval; one seed has none."""
 
+    mean: float
+    low: float = float("nan")
+    high: float = float("nan")
+    seeds: int = 1
 
-def explains(evidence: Evidence) -> Answer:
-    """Answer whether P-ASR falls with the distance along the path, interval and all."""
-    if "path_distance" not in evidence.cells:
-        return None
-    table = explained(evidence.cells)
-    table = table[table["predictors"] == "path_distance"] if len(table) else table
-    if not len(table):
-        return None
-    fit = table.iloc[0]
-    text = f"slope {fit['value']:.1f} [{fit['low']:.1f}, {fit['high']:.1f}], R2 {fit['r2']:.2f}"
-    return bool(fit["high"] < 0), text
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Span":
+        """Return the span of one value a seed, by Student's t."""
+        values = np.asarray(values, dtype=float)
+        mean = float(values.mean())
+        if len(values) < 2:
+            return cls(mean)
+        reach = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
+        reach *= values.std(ddof=1) / np.sqrt(len(values))
+        return cls(mean, mean - float(reach), mean + float(reach), len(values))
+
+    def against(self, low: float, high: float) -> str:
+        """Return "holds" inside [low, high], "fails" outside, "open" across a bound."""
+        ends = (self.mean, self.mean) if self.seeds < 2 else (self.low, self.high)
+        if low <= ends[0] and ends[1] <= high:
+            return "holds"
+        return "fails" if ends[1] < low or ends[0] > high else "open"
+
+    def __str__(self) -> str:
+        if self.seeds < 2:
+            return f"{self.mean:.1f}"
+        return f"{self.mean:.1f} [{self.low:.1f}, {self.high:.1f}]"

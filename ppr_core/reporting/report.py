@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -14,7 +15,7 @@ from markupsafe import Markup
 
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import Store, commit
-from ppr_core.reporting import claims, paper, results
+from ppr_core.reporting import claims, paper, results, tables
 from ppr_core.reporting.evidence import Evidence
 
 TEMPLATE = "report.html.j2"
@@ -32,6 +33,7 @@ def write(plan: Plan, store: Store, evidence: Evidence) -> Path:
         The path of the HTML file, which needs nothing beside itself.
     """
     rows, verdicts = evidence.cells, claims.scoreboard(evidence)
+    union = pd.concat([rows, evidence.further], ignore_index=True)
     summary = results.summary(rows)
     heads = results.further_heads(summary)
     environment = Environment(
@@ -46,8 +48,10 @@ def write(plan: Plan, store: Store, evidence: Evidence) -> Path:
         table=[_line(row, heads) for _, row in summary.iterrows()],
         seeds=plan.study.seeds,
         findings=[*results.findings(rows), claims.tally(verdicts) + "."],
-        claims=claims.board(verdicts).to_dict("records"),
-        numbers=[_beside(row) for _, row in paper.compare(rows).iterrows()],
+        claims=[_claim(verdict) for verdict in verdicts],
+        rules=claims.rules()["version"],
+        tables=[_table(table) for table in tables.all_tables(union) if table.filled[0]],
+        numbers=[_beside(row) for _, row in paper.compare(union, other_scale=True).iterrows()],
         figures=_figures(plan, store),
         settings=yaml.safe_dump(plan.study.model_dump(), sort_keys=False),
         failed=rows[rows["status"] != "done"].to_dict("records"),
@@ -79,13 +83,40 @@ def _line(row: "results.pd.Series", heads: Iterable[str]) -> dict[str, Any]:
     }
 
 
+def _claim(verdict: claims.Verdict) -> dict[str, Any]:
+    """Return a verdict as texts: the word, what it is worth, and what it rests on."""
+    return {
+        "claim": f"{verdict.number}. {verdict.claim}",
+        "verdict": verdict.verdict,
+        "grade": verdict.grade,
+        "mark": verdict.verdict.replace(" ", "-"),
+        "ours": verdict.ours or f"needs {verdict.needs}",
+        "rests": "; ".join(part for part in (verdict.rests, verdict.left_out) if part),
+        "paper": verdict.paper,
+        "tables": verdict.tables,
+    }
+
+
+def _table(table: tables.Printed) -> dict[str, Any]:
+    """Return a table of the paper for the template: two header rows, and pairs of texts."""
+    groups = [(group, 2) for group, _ in table.heads[::2]]
+    lines = [(label, list(zip(ours, theirs, strict=True))) for label, ours, theirs in table.lines]
+    return {
+        "caption": table.caption(),
+        "groups": groups,
+        "metrics": [metric for _, metric in table.heads],
+        "lines": lines,
+        "notes": table.notes,
+    }
+
+
 def _beside(row: "results.pd.Series") -> list[str]:
     """Return a number of the paper beside ours, as texts; no spread where there is one seed."""
     figures = [f"{row[name]:.2f}" for name in ("paper", "ours")] + [f"{row['difference']:+.2f}"]
     rho = f" rho {row['rho']:g}" if row["rho"] == row["rho"] else ""
     spread = f"{row['spread']:.2f}" if row["spread"] == row["spread"] else "-"
     about = [f"{row['table']}", row["attack"], f"{row['defense']}{rho}", row["figure"]]
-    return [*about, *figures, spread]
+    return [*about, *figures, spread, row["scale"]]
 
 
 def _figures(plan: Plan, store: Store) -> list[dict[str, str]]:

@@ -1,18 +1,16 @@
 """A study's results, read from the store: one row a cell, and the curves behind them."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-import torch
-from torch import Tensor
+from pandas.api.types import is_numeric_dtype
 
-from ppr_core.connectivity import regress
 from ppr_core.defenses import Pam
-from ppr_core.lab.desk import Lab
-from ppr_core.lab.plan import CLEAN, GRID, NO_ATTACK, NO_DEFENSE, Plan, Stage
+from ppr_core.lab.graph import CLEAN, NO_DEFENSE, Cell, Stage
+from ppr_core.lab.measures import MEASURES, Column, Measure
+from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import Store
-from ppr_core.metrics import psnr
 
 # Of the defenses of a study, in its order: the same in every figure and chart.
 COLOURS = (
@@ -20,38 +18,13 @@ COLOURS = (
     *("#9fd3f5", "#4a90d9", "#123f8c", "#b8a100", "#17a2a2", "#e5a58f", "#5d3a9b", "#a6761d"),
     *("#000000", "#66c2a5", "#fc8d62", "#8da0cb", "#e78ac3", "#a6d854", "#ffd92f", "#b15928"),
 )
-# What a study may measure beside RA: column -> (measure, its figure).
-MEASURED = {
-    "q_p_asr": ("query", "p_asr"),
-    "q_c_asr": ("query", "c_asr"),
-    "clean_retuned_asr": ("clean_retuning", "p_asr"),
-    "trigger_asr": ("triggers", "p_asr"),
-    "barrier": ("path", "backdoor_barrier"),
-    "clean_barrier": ("path", "clean_barrier"),
-    "t_star": ("path", "t_star"),
-    "distance": ("path", "distance"),
-    "path_distance": ("path", "path_distance"),
-}
-COLUMNS = [
-    "dataset",
-    "model",
-    "poison_rate",
-    "attack",
-    "defense",
-    "seed",
-    "rho",
-    "ra_poisons",
-    "o_c_acc",
-    "o_asr",
-    "p_c_acc",
-    "p_asr",
-    *MEASURED,
-    "oracle",
-    "privileges",
-    "seconds",
-    "status",
+ABOUT = [
+    *("dataset", "model", "poison_rate", "attack", "defense", "seed", "rho", "ra_poisons"),
+    *("oracle", "privileges", "seconds", "status"),
 ]
-FIGURES = ["o_c_acc", "o_asr", "p_c_acc", "p_asr"]
+MEASURED = {column.name: column for cls in MEASURES.values() for column in cls.columns}
+FIGURES = [column.name for column in MEASURES["retuning"].columns]
+COLUMNS = [*ABOUT[:8], *MEASURED, *ABOUT[8:]]
 
 PURIFIED_BELOW = 15.0  # O-ASR (%) up to which a model counts as purified
 WOKEN_BY = 20.0  # rise of ASR (points) under RA from which a backdoor counts as woken
@@ -60,61 +33,71 @@ WOKEN_BY = 20.0  # rise of ASR (points) under RA from which a backdoor counts as
 def cells(plan: Plan, store: Store) -> pd.DataFrame:
     """Return one row a cell (attack, defense, seed), in the study's order.
 
-    Figures are percent; o_ is after the defense, p_ after the retuning attack, q_ under QRA. A cell
-    that failed or was never computed stays in the table, without figures, and says so in `status`.
-    Rows of the attack "none" are defenses of the never-poisoned model. `ra_poisons` is the number
-    of poisoned samples that RA took.
+    The figures are the columns of the measures, those of a user's own included (`columns_of`). A
+    cell that failed or was never computed stays in the table, without figures, and says so in
+    `status`. Rows of the attack "none" are defenses of the never-poisoned model. `ra_poisons` is
+    the number of poisoned samples that RA took.
     """
-    rows = [_row(plan, store, *cell) for cell in plan.cells()]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    rows = [_row(plan, store, cell) for cell in plan.cells()]
+    own = {column.name: column for cls in plan.classes().values() for column in cls.columns}
+    known = {**MEASURED, **own}
+    table = pd.DataFrame(rows, columns=[*ABOUT[:8], *known, *ABOUT[8:]])
+    table.attrs["columns"] = known
+    return table
 
 
-def _row(plan: Plan, store: Store, attack: str, defense: str, seed: int) -> dict[str, Any]:
-    method = plan.defenses.get(defense)
-    shown, rho, oracle = _about(plan, defense)
-    pretrained = getattr(plan.model, "pretrained", True)  # where there is no choice: as ever
+def columns_of(rows: pd.DataFrame) -> dict[str, Column]:
+    """Return what the figures of a table of rows are, by name; one read from a file knows less."""
+    known = {**MEASURED, **rows.attrs.get("columns", {})}
+    named = {n: known.get(n, Column(n, n, n)) for n in rows.columns if n not in ABOUT}
+    return {n: c for n, c in named.items() if n in known or is_numeric_dtype(rows[n])}
+
+
+def _row(plan: Plan, store: Store, cell: Cell) -> dict[str, Any]:
+    method = plan.defense(cell)
+    pretrained = getattr(plan.setting.model, "pretrained", True)  # where there is no choice
+    attack = plan.attacks.get(cell.attack)
     row: dict[str, Any] = {
         "dataset": plan.study.dataset["name"],
         "model": plan.study.model["name"] + ("" if pretrained else " from scratch"),
-        "poison_rate": 0.0 if attack == NO_ATTACK else plan.attacks[attack].poison_rate,
-        "attack": attack,
-        "defense": shown,
-        "seed": seed,
-        "rho": rho,
-        "ra_poisons": None if attack == NO_ATTACK else plan.retuning[attack].poisoned,
-        "oracle": oracle,
+        "poison_rate": attack.poison_rate if attack else 0.0,
+        **_about(plan, cell),
+        "ra_poisons": plan.measures["retuning"][cell.attack].poisoned if attack else None,
+        "oracle": plan.oracle(cell),
         "privileges": method.privileges if method else "",
     }
-    last = plan.last(attack, defense, seed)
+    source, last = plan.source(cell), plan.last(cell)
     run = store.find(last.key)
     if run is None:
-        return {**row, "status": _why(plan, store, last)}
-    figures = run.data.metrics
-    row["status"] = "done"
-    if last.kind == "retuned":
-        row |= {name: figures[name] for name in FIGURES}
-        row["seconds"] = _seconds(plan.source(attack, defense, seed), store)
-    else:
-        row |= {"o_c_acc": figures["c_acc"], "o_asr": figures.get("asr")}
-        row["seconds"] = figures["seconds"] if last.kind != "purified" else _seconds(last, store)
-    stages = plan.measured(attack, defense, seed)
-    found = {name: store.find(stage.key) for name, stage in stages.items()}
-    for column, (measure, name) in MEASURED.items():
-        if found.get(measure):
-            row[column] = found[measure].data.metrics.get(name)
-    return row
+        return {**row, "status": _why(store, last)}
+    if last is source:
+        row |= {"o_c_acc": run.data.metrics["c_acc"], "o_asr": run.data.metrics.get("asr")}
+    for label, stage in plan.measured(cell).items():
+        found = store.find(stage.key)
+        for column in plan.classes()[label].columns if found else ():
+            row[column.name] = found.data.metrics.get(column.metric)
+    return {**row, "seconds": _seconds(source, store, cell), "status": "done"}
 
 
-def _seconds(purified: Stage, store: Store) -> float | None:
-    """Return what a defense took, with all of the inversion that it may share with others."""
-    if purified.kind != "purified" or "checkpoint" in purified.settings:
+def _about(plan: Plan, cell: Cell) -> dict[str, Any]:
+    """Return what a row is about: attack, defense, seed, and PAM's rho."""
+    method = plan.defense(cell)
+    rho = method.rho if isinstance(method, Pam) else None
+    return {"attack": cell.attack, "defense": cell.defense, "seed": cell.seed, "rho": rho}
+
+
+def _seconds(source: Stage, store: Store, cell: Cell) -> float | None:
+    """Return what a model took, with all of the inversion that it may share with others."""
+    if source.kind != "purified":  # the clean model is not the cost of a row beside an attack's
+        return None if cell.defense == CLEAN else store.find(source.key).data.metrics["seconds"]
+    if source.file is not None:
         return None
-    parts = [stage for stage in (purified, purified.parent("inverted")) if stage]
+    parts = [stage for stage in (source, source.parent("inverted")) if stage]
     found = [run for stage in parts if (run := store.find(stage.key))]
     return sum(run.data.metrics.get("cost_seconds", run.data.metrics["seconds"]) for run in found)
 
 
-def _why(plan: Plan, store: Store, last: Stage) -> str:
+def _why(store: Store, last: Stage) -> str:
     """Say why a cell has no figures: a stage of its chain that failed, or nothing run yet."""
     chain = [last]
     for stage in chain:
@@ -128,7 +111,7 @@ def _why(plan: Plan, store: Store, last: Stage) -> str:
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """Return mean and spread over seeds of each (attack, defense, rho), in the study's order."""
     keys = ["attack", "defense", "rho", "oracle"]
-    shown = [name for name in (*FIGURES, *MEASURED) if name in rows]
+    shown = list(columns_of(rows))
     figures = rows.assign(**{name: rows[name].astype(float) for name in shown})
     figures["failed"] = rows["status"].str.startswith("failed").astype(int)
     grouped = figures.groupby(keys, sort=False, dropna=False)
@@ -137,7 +120,9 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     table["change"] = table["p_asr"] - table["o_asr"]
     table["seeds"] = grouped["seed"].nunique()
     table["failed"] = grouped["failed"].sum()
-    return table.reset_index()
+    table = table.reset_index()
+    table.attrs["columns"] = columns_of(rows)
+    return table
 
 
 def findings(rows: pd.DataFrame) -> list[str]:
@@ -164,25 +149,30 @@ def findings(rows: pd.DataFrame) -> list[str]:
 
 
 def query_findings(rows: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
-    """Say in sentences what QRA reaches: on purified models, on the controls, and by transfer.
+    """Say in sentences what QRA reaches: on purified models, on clean ones, and by transfer.
 
-    The controls are the clean model and EP; a defense that an oracle helped is in neither mean.
+    Generators are learnt on purified models; one that an oracle purified counts in no mean. The
+    control is what they do to a clean model that none of them has seen.
 
     Args:
         rows: `cells` of a study that measures "query".
         pairs: its `transfers`; may be empty.
     """
     lines = []
-    for attack, group in rows[rows["q_p_asr"].notna()].groupby("attack", sort=False):
-        control = group["defense"].isin([CLEAN, "ep"])
-        purified = ~control & ~group["oracle"].astype(bool)
-        for who, part in (("purified models", group[purified]), ("controls", group[control])):
-            if len(part):
-                o, p, c = (part[name].mean() for name in ("o_asr", "q_p_asr", "q_c_asr"))
-                lines.append(
-                    f"{attack}, {who}: QRA moves the mean ASR from {o:.1f} to {p:.1f}; "
-                    f"{c:.1f} % of clean images follow."
-                )
+    honest = rows[rows["q_p_asr"].notna() & ~rows["oracle"].astype(bool)]
+    for attack, group in honest.groupby("attack", sort=False):
+        mean = group[[name for name in group if name == "o_asr" or name.startswith("q_")]].mean()
+        lines.append(
+            f"{attack}, purified models: QRA moves the mean ASR from {mean['o_asr']:.1f} to "
+            f"{mean['q_p_asr']:.1f}; {mean['q_c_asr']:.1f} % of clean images follow."
+        )
+        p_asr, c_asr = (mean.get(f"q_unseen_{name}", float("nan")) for name in ("p_asr", "c_asr"))
+        lines.append(
+            f"{attack}, control: on a clean model that no generator has seen, the same images "
+            f"reach {p_asr:.1f}; {c_asr:.1f} % of clean images follow."
+            if p_asr == p_asr
+            else f"{attack}, control: no clean model that no generator has seen."
+        )
     for attack, group in pairs.groupby("attack", sort=False) if len(pairs) else ():
         lines.append(f"{attack}: learnt on another model, it reaches {group['p_asr'].mean():.1f}.")
     return lines
@@ -192,63 +182,30 @@ def _rise(row: pd.Series) -> str:
     return f"{label(row)} {row['o_asr']:.1f} to {row['p_asr']:.1f}"
 
 
-def attacks(plan: Plan, lab: Lab, seed: int) -> pd.DataFrame:
-    """Return one row an attack: how strong, how visible, how often, and the clean control."""
-    rows = []
-    for attack in plan.attacks:
-        stage = plan.backdoored(attack, seed)
-        result, trigger = lab.result(stage), lab.trigger(stage)
-        test = plan.images.test
-        control = lab.store.find(plan.retuned(attack, CLEAN, seed).key)
-        rows.append(
-            {
-                "attack": attack,
-                "poisoned": result.info["poisoned"],
-                "psnr_train_db": psnr(test.images, trigger(test.images, stage="train")),
-                "psnr_test_db": psnr(test.images, trigger(test.images)),
-                "c_acc": result.metrics["c_acc"],
-                "asr": result.metrics["asr"],
-                "clean_model_asr": control.data.metrics["o_asr"] if control else None,
-                "seconds": result.metrics["seconds"],
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def examples(
-    plan: Plan, lab: Lab, seed: int, count: int = 8
-) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-    """Return test images, and for each attack the same images at training and test strength."""
-    images = plan.images.test.images
-    images = images[torch.linspace(0, len(images) - 1, count).long()]
-    made = {}
-    for attack in plan.attacks:
-        trigger = lab.trigger(plan.backdoored(attack, seed))
-        made[attack] = (trigger(images, stage="train"), trigger(images))
-    return images, made
-
-
-def label(row: pd.Series) -> str:
+def label(row: pd.Series | Mapping[str, Any]) -> str:
     """Return how tables and figures name a row: the defense, PAM's rho, and the word oracle."""
-    return _label(row["defense"], row["rho"], row["oracle"])
+    rho = f" rho {row['rho']:g}" if pd.notna(row["rho"]) else ""
+    return f"{row['defense']}{rho}{' (oracle)' if row['oracle'] else ''}"
 
 
-def _label(defense: str, rho: float | None, oracle: bool) -> str:
-    return f"{defense}{f' rho {rho:g}' if pd.notna(rho) else ''}{' (oracle)' if oracle else ''}"
+def name_of(plan: Plan, cell: Cell) -> str:
+    """Return how tables and figures name the defense of a cell."""
+    return label({**_about(plan, cell), "oracle": plan.oracle(cell)})
 
 
-def _labels(plan: Plan, defenses: Iterable[str]) -> pd.Categorical:
-    """Return the labels of a plan's defenses; their order, and so their colours, is the plan's."""
-    known = {defense: _label(*_about(plan, defense)) for _, defense, _ in plan.cells()}
-    named = [known[defense] for defense in defenses]
-    return pd.Categorical(named, categories=list(dict.fromkeys(known.values())))
+def _named(plan: Plan, rows: list[dict[str, Any]], cells: list[Cell]) -> pd.DataFrame:
+    """Return rows as a frame with a `name`; the order of names, and so of colours, is the plan's.
 
-
-def _about(plan: Plan, defense: str) -> tuple[str, float | None, bool]:
-    """Return a defense's name in tables, PAM's rho, and whether it is an oracle."""
-    method = plan.defenses.get(defense)
-    rho = method.rho if isinstance(method, Pam) else None
-    return "pam" if defense.startswith(GRID) else defense, rho, bool(method and method.oracle)
+    Args:
+        plan: of the study.
+        rows: one a record.
+        cells: the cell that each is named for.
+    """
+    if not rows:
+        return pd.DataFrame()
+    names = dict.fromkeys(name_of(plan, cell) for cell in plan.cells())
+    named = [name_of(plan, cell) for cell in cells]
+    return pd.DataFrame(rows).assign(name=pd.Categorical(named, categories=list(names)))
 
 
 def markdown_table(rows: pd.DataFrame) -> str:
@@ -279,21 +236,20 @@ def text_table(rows: pd.DataFrame) -> str:
 
 
 def _heads(table: pd.DataFrame) -> dict[str, str]:
-    """Return the columns that a result table shows, QRA and LMC where measured, and their heads."""
-    return {"o_c_acc": "C-Acc", "o_asr": "O-ASR", "p_asr": "P-ASR"} | further_heads(table)
+    """Return the columns that a result table shows, and their heads."""
+    kept = {name: MEASURED[name].heading for name in FIGURES if MEASURED[name].shown}
+    return kept | further_heads(table)
 
 
 def further_heads(table: pd.DataFrame) -> dict[str, str]:
     """Return the columns beside RA that a summary has figures of, and their heads."""
-    further = {
-        "clean_retuned_asr": "clean RA",
-        "q_p_asr": "QRA P-ASR",
-        "q_c_asr": "QRA C-ASR",
-        "trigger_asr": "trigger",
-        "barrier": "barrier",
-    }
+    known = table.attrs.get("columns", MEASURED)
     measured = table.columns[table.notna().any()]
-    return {name: head for name, head in further.items() if name in measured}
+    return {
+        name: column.heading
+        for name, column in known.items()
+        if column.shown and name not in FIGURES and name in measured
+    }
 
 
 def cell_text(row: pd.Series, name: str) -> str:
@@ -307,37 +263,34 @@ def cell_text(row: pd.Series, name: str) -> str:
 def histories(plan: Plan, store: Store, kind: str) -> pd.DataFrame:
     """Return the per-epoch records of every finished stage of one kind, one row an epoch.
 
-    Columns: attack, defense, seed, name (the label in figures), epoch, and what was recorded.
+    Columns: attack, defense, seed, rho, name (the label in figures), epoch, and what was recorded.
     """
-    frames = []
+    rows, cells = [], []
     for stage in plan.stages():
         run = store.find(stage.key) if stage.kind == kind else None
-        if run is None:
-            continue
-        frame = pd.DataFrame(store.summary(run).history)
-        frame["attack"], frame["seed"] = stage.attack, stage.seed
-        frame["defense"] = stage.defense.replace("@", " rho ")
-        frame["name"] = _labels(plan, [stage.defense or NO_DEFENSE] * len(frame))
-        frames.append(frame)
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+        history = store.summary(run).history if run else []
+        rows += [{**record, **_about(plan, stage.cell)} for record in history]
+        cells += [stage.cell] * len(history)
+    return _named(plan, rows, cells)
 
 
 def queries(plan: Plan, store: Store) -> pd.DataFrame:
     """Return QRA, its controls and the optimised triggers over the budget, one row a point.
 
-    Columns: attack, defense, seed, name (the label in figures), perturbation, eps, c_asr, p_asr
-    (percent).
+    Columns: attack, defense, seed, rho, name (the label in figures), perturbation, scored (the
+    model that the perturbation meets: "self", "clean", "clean_unseen", "ep" or "backdoored"), eps,
+    c_asr, p_asr (percent).
     """
-    return _points(plan, store, ("query", "query_alone", "controls", "triggers"))
+    return _points(plan, store, "queries", scored="self")
 
 
 def paths(plan: Plan, store: Store) -> pd.DataFrame:
     """Return the errors along every path, one row a point.
 
-    Columns: attack, defense, seed, name (the label in figures), start ("backdoored"; "purified"
-    for the path to EP), batch_norm, t, backdoor_error, clean_error (percent).
+    Columns: attack, defense, seed, rho, name (the label in figures), start ("backdoored";
+    "purified" for the path to EP), batch_norm, t, backdoor_error, clean_error (percent).
     """
-    return _points(plan, store, ("path", "connection"))
+    return _points(plan, store, "paths")
 
 
 def transfers(plan: Plan, store: Store) -> pd.DataFrame:
@@ -345,50 +298,20 @@ def transfers(plan: Plan, store: Store) -> pd.DataFrame:
 
     Columns: attack, seed, source, target, name (the source's label in figures), p_asr (percent).
     """
-    return _points(plan, store, ("transfer",))
+    table = _points(plan, store, "transfers")
+    return table.drop(columns=["defense", "rho"]) if len(table) else table
 
 
-def _points(plan: Plan, store: Store, kinds: tuple[str, ...]) -> pd.DataFrame:
-    rows, defenses = [], []
+def _points(plan: Plan, store: Store, curve: str, **unless_said: Any) -> pd.DataFrame:
+    rows, cells = [], []
     for stage in plan.stages():
-        run = store.find(stage.key) if stage.kind in kinds else None
-        if run is None:
-            continue
-        about: dict[str, Any] = {"attack": stage.attack, "seed": stage.seed}
-        if stage.defense:
-            about["defense"] = stage.defense.replace("@", " rho ")
-        if stage.kind in ("path", "connection"):
-            about["start"] = "backdoored" if stage.kind == "path" else "purified"
-        points = store.summary(run).info["rows"]
-        rows += [{**about, **point} for point in points]
-        defenses += [stage.defense or point["source"] for point in points]
-    return pd.DataFrame(rows).assign(name=_labels(plan, defenses)) if rows else pd.DataFrame()
-
-
-def explained(rows: pd.DataFrame) -> pd.DataFrame:
-    """Regress P-ASR on what the path tells, one row a coefficient with its 95 % interval.
-
-    Args:
-        rows: `cells` of a study that measures "path"; too few models give an empty table.
-    """
-    done = rows[rows["distance"].notna() & rows["p_asr"].notna()]
-    found = []
-    for names in (["distance"], ["path_distance"], ["barrier"], ["distance", "barrier"]):
-        table = done[names].astype(float)
-        if len(done) <= len(names) + 1 or (table.nunique() < 2).any():
-            continue
-        fit = regress(done["p_asr"].astype(float), {name: table[name] for name in names})
-        for name in names:
-            found.append(
-                {
-                    "predictors": " + ".join(names),
-                    "coefficient": name,
-                    **fit.coefficients[name]._asdict(),
-                    "r2": fit.r2,
-                    "models": fit.count,
-                }
+        wanted = isinstance(stage.method, Measure) and stage.method.curve == curve
+        run = store.find(stage.key) if wanted else None
+        about = {**_about(plan, stage.cell), **unless_said}
+        about |= dict(stage.method.about) if run else {}
+        for point in store.summary(run).info["rows"] if run else ():
+            rows.append({**about, **point})
+            cells.append(
+                stage.cell.but(defense=point["source"]) if "source" in point else stage.cell
             )
-    return pd.DataFrame(found)
-
-
-# What a cell's run holds: no more than a table of runs can show side by side.
+    return _named(plan, rows, cells)

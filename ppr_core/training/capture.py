@@ -1,4 +1,4 @@
-"""One optimizer step, recorded as a CUDA graph where that can be done."""
+"""One optimizer step, captured as a CUDA graph where that can be done."""
 
 import contextlib
 import functools
@@ -13,20 +13,32 @@ from ppr_core.runtime import autocast, counted, current
 
 log = logging.getLogger(__name__)
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-Gradient = Callable[[Callable[[], Tensor]], Tensor]
 Batch = tuple[Tensor, ...]
+# (float images in [0, 1], labels) -> the scalar loss of a batch.
+Loss = Callable[[Tensor, Tensor], Tensor]
+# Fills the parameters' `.grad` by calling the closure that it is given, which evaluates the loss
+# of the batch at the weights as they then are; returns the loss to record.
+Gradient = Callable[[Callable[[], Tensor]], Tensor]
 
 
 class Step:
-    """One optimizer step; on CUDA a static one is recorded as a graph, once, and replayed.
+    """One optimizer step; on CUDA it may be captured as a graph, once, and replayed.
 
     At the field's batch of 128 a small network is bound by kernel launches, not by arithmetic;
     replaying a graph launches once: the look-up and augmentation of the batch, the loss, its
-    gradient and the update. What cannot be recorded runs as it stands, to the same numbers.
+    gradient and the update. A step that cannot be captured runs eagerly, to the same numbers.
+
+    Args:
+        model: whose buffers the step may write.
+        loss: of a batch.
+        gradient: fills `.grad` from the loss.
+        optimizer: applies `.grad`.
+        load: makes (images, labels) of what the step is called with.
+        capturable: neither load nor loss nor gradient reads from the host or draws on it.
+        writes: the tensors that they write beside those of the model and of the optimizer.
     """
 
-    worth = 32  # steps below which warming up and recording cost more than they save
+    worth = 32  # steps below which warming up and capturing cost more than they save
 
     def __init__(
         self,
@@ -36,59 +48,59 @@ class Step:
         optimizer: torch.optim.Optimizer,
         *,
         load: Callable[..., Batch],
-        writes: Sequence[Tensor],
-        static: bool,
+        capturable: bool,
+        writes: Sequence[Tensor] = (),
     ) -> None:
-        self.model, self.loss, self.gradient, self.optimizer = model, loss, gradient, optimizer
-        self.load, self.writes, self.static = load, writes, static
-        self.replay: Callable[[], None] | None = None
+        self._model, self._loss, self._gradient, self._optimizer = model, loss, gradient, optimizer
+        self._load, self._writes, self._capturable = load, writes, capturable
+        self._replay: Callable[[], None] | None = None
 
     def __call__(self, batch: Batch, rate: float) -> Tensor:
         """Step on one batch at this learning rate; return the loss."""
-        for group in self.optimizer.param_groups:
+        for group in self._optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
-        if self.static and _recordable(self.optimizer, batch):
-            self._record(batch)
-        self.static = False  # one attempt: if it failed, the next would, too
-        if self.replay is None or any(
-            held.shape != new.shape for held, new in zip(self.held, batch, strict=True)
+        if self._capturable and _can_capture(self._optimizer, batch):
+            self._capture(batch)
+        self._capturable = False  # one attempt: if it failed, the next would, too
+        if self._replay is None or any(
+            held.shape != new.shape for held, new in zip(self._held, batch, strict=True)
         ):  # such as the last, smaller batch of an epoch
             return self._work(*batch)
-        for held, new in zip(self.held, batch, strict=True):
+        for held, new in zip(self._held, batch, strict=True):
             held.copy_(new)
-        self.replay()
-        for cost, passes in self.passes:
+        self._replay()
+        for cost, passes in self._passes:
             cost.passes = tuple(map(sum, zip(cost.passes, passes, strict=True)))
-        return self.value
+        return self._value
 
     def _work(self, *batch: Tensor) -> Tensor:
-        images, labels = self.load(*batch)
-        self.optimizer.zero_grad()
+        images, labels = self._load(*batch)
+        self._optimizer.zero_grad()
         with autocast(images.device):
-            value = self.gradient(lambda: self.loss(images, labels))
-        self.optimizer.step()
+            value = self._gradient(lambda: self._loss(images, labels))
+        self._optimizer.step()
         return value
 
     def _state(self) -> list[Tensor]:
         """Return what a step writes, the optimizer's slots last: a warm-up may make them."""
-        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        slots = [v for s in self.optimizer.state.values() for v in s.values()]
+        trained = [p for group in self._optimizer.param_groups for p in group["params"]]
+        slots = [v for s in self._optimizer.state.values() for v in s.values()]
         slots = [v for v in slots if isinstance(v, Tensor)]
-        return [*self.model.buffers(), *trained, *self.writes, *slots]
+        return [*self._model.buffers(), *trained, *self._writes, *slots]
 
-    def _record(self, batch: Batch) -> None:
-        """Record one step on a copy of the batch; afterwards nothing has been stepped."""
-        self.held = tuple(tensor.clone() for tensor in batch)
+    def _capture(self, batch: Batch) -> None:
+        """Capture one step on a copy of the batch; afterwards nothing has been stepped."""
+        self._held = tuple(tensor.clone() for tensor in batch)
         costs = [(cost, cost.passes) for cost in counted.get()]
         before = [tensor.clone() for tensor in self._state()]
-        fresh = not self.optimizer.state
+        fresh = not self._optimizer.state
 
         @torch.no_grad()
         def put_back() -> None:
-            self.optimizer.zero_grad()
+            self._optimizer.zero_grad()
             for index, tensor in enumerate(self._state()):
                 # Slots that the warm-up made start from zero, as they would have.
                 tensor.zero_() if fresh and index >= len(before) else tensor.copy_(before[index])
@@ -96,14 +108,14 @@ class Step:
                 cost.passes = passes
 
         try:
-            with _compiled(self.model):
-                self.value, self.replay = _recorded(lambda: self._work(*self.held), put_back)
+            with _compiled(self._model):
+                self._value, self._replay = _captured(lambda: self._work(*self._held), put_back)
         except RuntimeError as error:  # the step as it stands does the same, more slowly
             put_back()
             log.warning("training without a CUDA graph: %s", str(error).partition("\n")[0])
             return
-        # A replay calls no hooks, so it adds what they counted while the step was recorded.
-        self.passes = [
+        # A replay calls no hooks, so it adds what they counted while the step was captured.
+        self._passes = [
             (cost, tuple(b - a for a, b in zip(passes, cost.passes, strict=True)))
             for cost, passes in costs
         ]
@@ -111,19 +123,23 @@ class Step:
             cost.passes = passes
 
 
-def _recordable(optimizer: torch.optim.Optimizer, batch: Batch) -> bool:
-    """Say whether a graph can be had: on CUDA, and with a rate that a replay reads anew."""
+def _can_capture(optimizer: torch.optim.Optimizer, batch: Batch) -> bool:
+    """Say whether a step can be captured: on CUDA, with a learning rate that replays read anew."""
     rates = [group["lr"] for group in optimizer.param_groups]
     return batch[0].is_cuda and all(isinstance(rate, Tensor) and rate.is_cuda for rate in rates)
 
 
-_recording = threading.Lock()  # CUDA takes one recording at a time in a process
+_capturing = threading.Lock()  # CUDA makes one capture at a time in a process
 
 
-def _recorded(
+def _captured(
     work: Callable[[], Tensor], put_back: Callable[[], None]
 ) -> tuple[Tensor, Callable[[], None]]:
-    """Warm `work` up, undo that, and record it; return its result's place and its replay."""
+    """Warm `work` up, undo that, and capture it.
+
+    Returns:
+        The tensor that holds the result after each replay, and the function that replays.
+    """
     here, stream, graph = torch.cuda.current_stream(), torch.cuda.Stream(), torch.cuda.CUDAGraph()
     try:
         stream.wait_stream(here)
@@ -132,14 +148,14 @@ def _recorded(
                 work()
         here.wait_stream(stream)
         put_back()
-        # Other threads may go on: only this one must not do what cannot be recorded. torch would
-        # record on a stream of its own, one for all graphs: they would share the scratch memory
+        # Other threads may go on: only this one must not do what cannot be captured. torch would
+        # capture on a stream of its own, one for all graphs: they would share the scratch memory
         # that cuBLAS has for a stream, and the first to be freed would take it from the others.
         place = {"stream": stream, "capture_error_mode": "thread_local"}
-        with _recording, torch.cuda.graph(graph, **place):
+        with _capturing, torch.cuda.graph(graph, **place):
             value = work()
     finally:
-        torch.cuda.set_stream(here)  # a recording that failed may leave its own stream behind
+        torch.cuda.set_stream(here)  # a capture that failed may leave its own stream current
     return value, graph.replay
 
 

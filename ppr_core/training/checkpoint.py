@@ -8,32 +8,44 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ppr_core.errors import CheckpointError
+from ppr_core.errors import CheckpointError, need
 from ppr_core.models.base import check_same_shapes
-from ppr_core.runtime import Record, Session
+from ppr_core.runtime import Record, current
 
 log = logging.getLogger(__name__)
 
 
 class Checkpoint:
-    """The last finished epoch of a named training, in one file that is replaced atomically."""
+    """The last finished epoch of a resumable training, in one file that is replaced atomically.
+
+    Raises:
+        ConfigError: another training of this session has the same name, so that one would go on
+            from where the other one ended.
+    """
 
     interval_s = 2.0  # between two of them; more where one takes long
     share = 0.02  # of the time that they may take
 
     def __init__(
         self,
-        now: Session,
         name: str,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         rng: torch.Generator,
     ) -> None:
+        now = current()
         self.path = now.checkpoint / f"{name}.pt" if now.checkpoint and name else None
+        if self.path:
+            need(
+                name not in now.resumable,
+                f"expected a name of its own to resume a training by, got {name!r} a second time "
+                "in one session; give each call of fit(..., resume=...) another one",
+            )
+            now.resumable.add(name)
         self.model, self.optimizer, self.rng = model, optimizer, rng
         self.saved, self.wait = time.monotonic(), self.interval_s
 
-    def resume(self) -> list[Record]:
+    def load(self) -> list[Record]:
         """Restore the last saved epoch, if there is one; return the records so far."""
         if self.path is None or not self.path.is_file():
             return []

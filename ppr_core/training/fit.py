@@ -87,7 +87,7 @@ def cross_entropy(model: nn.Module, smoothing: float = 0.0) -> Loss:
 
 
 def plain_gradient(loss: Callable[[], Tensor]) -> Tensor:
-    """Fill the gradients of one loss; the default way to step."""
+    """Fill the gradients of the loss at the current weights, and return its value."""
     value = loss()
     value.backward()
     return value.detach()
@@ -101,13 +101,15 @@ def fit(
     rng: torch.Generator,
     loss: Loss | None = None,
     gradient: Gradient = plain_gradient,
-    on_batch: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+    on_batch: Callable[[Tensor, Tensor], Batch] | None = None,
     after_step: Callable[[], None] | None = None,
     parameters: Iterable[Tensor] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     train_mode: bool = True,
-    writes: Sequence[Tensor] | None = None,
-    name: str = "",
+    capturable: bool = False,
+    writes: Sequence[Tensor] = (),
+    resume: str = "",
+    evaluate: bool = False,
 ) -> list[Record]:
     """Train in place; every training, tuning and generator fit of the package runs here.
 
@@ -116,24 +118,28 @@ def fit(
         data: images and labels, on the model's device.
         schedule: budget, optimizer, batches and augmentation.
         rng: CPU generator of the shuffles and crops.
-        loss: (float images in [0, 1], labels) -> scalar; cross-entropy of `model` if not given.
-        gradient: fills `.grad` by calling the closure it is given as often as it likes
+        loss: (float images in [0, 1], labels) -> scalar; the model's cross-entropy if not given.
+        gradient: fills `.grad` by calling the closure that it is given as often as it needs to
             (SAM: twice; PAM: once, at moved weights), and returns the loss to record.
         on_batch: changes each augmented batch before the loss.
         after_step: called after each optimizer step, such as a projection.
         parameters: what the optimizer steps; the model's if not given.
         optimizer: keep this optimizer and its state instead of making a new one.
-        train_mode: False keeps the model in eval mode (batch-norm buffers untouched).
-        writes: says that loss, gradient and on_batch do the same device work at every step, draw
-            and read nothing on the host, and write no tensors but the model's, the optimizer's
-            and these; on CUDA they are then recorded with the step and replayed.
-        name: names a long training: it is evaluated each epoch, and can be resumed.
+        train_mode: False keeps the model in eval mode, so that batch-norm statistics stay.
+        capturable: the step (loss, gradient and on_batch) makes no host reads or draws, so it may
+            be captured as a CUDA graph. The default loss and gradient may be captured anyway, and
+            on_batch is then called outside of the graph.
+        writes: the tensors that a capturable step writes beside those of model and optimizer.
+        resume: name of a long training, which is to go on from its last saved epoch after a kill;
+            no two trainings of one session may have the same name.
+        evaluate: add what the session's `evaluate` says of the model to every epoch's record.
 
     Returns:
         One record an epoch: epoch (from 1), loss, seconds, and what the session evaluates.
 
     Raises:
-        ConfigError: an empty set, or a loss that is not finite at the end of an epoch.
+        ConfigError: an empty set, a name that was resumed by before, or a loss that is not finite
+            at the end of an epoch.
     """
     need(len(data) > 0, "expected at least one image to train on, got an empty set")
     now = current()
@@ -144,44 +150,44 @@ def fit(
     epochs = -(-total // per_epoch)
     plain = schedule.crop == 0 and not schedule.flip
     augment = None if plain else Augment(data, crop=schedule.crop, flip=schedule.flip)
-    pictures = look_up(data, augment)
+    pictures, change = look_up(data, augment), on_batch or _unchanged
 
     def load(*picked: Tensor) -> Batch:
-        return on_batch(*pictures(*picked)) if on_batch else pictures(*picked)
+        return change(*pictures(*picked))
 
-    static = writes is not None or (loss is None and gradient is plain_gradient)
-    apart = on_batch is not None and writes is None  # on_batch may do as it likes: not recorded
+    within = capturable or on_batch is None  # whether the step itself loads its batch
+    default = loss is None and gradient is plain_gradient
     step = Step(
         model,
         loss or cross_entropy(model),
         gradient,
         optimizer,
-        load=_as_it_is if apart else load,
-        writes=writes or (),
-        static=static and now.capture and total >= Step.worth,
+        load=load if within else _unchanged,
+        capturable=(capturable or default) and now.capture and total >= Step.worth,
+        writes=writes,
     )
-    checkpoint = Checkpoint(now, name, model, optimizer, rng)
-    history = checkpoint.resume()
+    checkpoint = Checkpoint(resume, model, optimizer, rng)
+    history = checkpoint.load()
     for epoch in range(len(history), epochs):
         model.train(train_mode)
         clock, summed = time.perf_counter(), torch.zeros((), device=data.device)
         budget = min(per_epoch, total - epoch * per_epoch)
         shuffled = picks(data, schedule, rng=rng, augment=augment)
         for index, picked in enumerate(islice(shuffled, budget), epoch * per_epoch):
-            batch = load(*picked) if apart else picked
+            batch = picked if within else load(*picked)
             summed += step(batch, schedule.rate(index, per_epoch, total))
             if after_step:
                 after_step()
         record = {"epoch": epoch + 1, "loss": float(summed) / budget}
         record["seconds"] = time.perf_counter() - clock
-        _check_finite(record, name, schedule)
+        _check_finite(record, resume, schedule)
         model.eval()
-        if name and now.evaluate:
+        if evaluate and now.evaluate:
             record |= now.evaluate(model)
         history.append(record)
         checkpoint.save(history, done=epoch + 1 == epochs)
         if now.report:
-            now.report(name, history, epochs)
+            now.report(resume, history, epochs)
     model.eval()
     return history
 
@@ -194,5 +200,5 @@ def _check_finite(record: Record, name: str, schedule: Schedule) -> None:
     )
 
 
-def _as_it_is(images: Tensor, labels: Tensor) -> Batch:
+def _unchanged(images: Tensor, labels: Tensor) -> Batch:
     return images, labels

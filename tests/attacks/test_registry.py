@@ -113,6 +113,26 @@ def test_the_right_number_is_selected_labelled_and_stamped(name, rate):
 
 
 @every
+def test_reactivation_reads_the_draw_of_the_victims_training(name):
+    """Pixel by pixel the poisons that the victim saw: those outside the target class."""
+    data, attack, state = pictures(), small(name), state_of(name)
+    outcome = attack(tiny_model(), data, rng=seeded(5), state=state)
+    known, trigger = outcome.tensors["poison_indices"], Trigger(attack, state)
+    seen = attack.poison(data, seed=5, state=state)
+    assert torch.equal(seen.indices, known)
+    others = seen.indices if attack.clean_label else known[data.labels[known] != attack.target]
+    assert same(trigger.poisons(data, known), seen.data.subset(others))
+    assert same(trigger.poisons(data, known, any_class=True), seen.data.subset(known))
+    asked = trigger.query_images(data, known)
+    assert (asked.labels != attack.target).all()
+    if attack.clean_label:  # no poison of it is outside the target class
+        rest = data.subset(data.labels != attack.target)
+        assert same(asked, rest.with_images(trigger(rest.images)))
+    else:
+        assert same(asked, seen.data.subset(others).with_labels(data.labels[others]))
+
+
+@every
 def test_rate_zero_is_the_clean_set(name):
     data = pictures()
     poisoned = small(name, poison_rate=0.0).poison(data, seed=0, state={})
@@ -329,7 +349,7 @@ def test_unknown_and_wrong_settings_are_refused(name):
         make(poison_rate=1.5)
     with pytest.raises(ConfigError, match="target: expected a valid integer, got '0'"):
         make(target="0")
-    with pytest.raises(ConfigError, match="unknown setting of Schedule: 'epoch'"):
+    with pytest.raises(ConfigError, match=r"training: unknown setting: 'epoch'"):
         make(training={"epoch": 1})
 
 

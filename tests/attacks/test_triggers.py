@@ -16,6 +16,7 @@ from ppr_core.attacks.ftrojan import FTrojan, to_rgb, to_ycrcb
 from ppr_core.attacks.input_aware import InputAware
 from ppr_core.attacks.lf import LowFrequency, smooth_pattern
 from ppr_core.attacks.parts.cover import CoverAttack
+from ppr_core.attacks.parts.trigger_networks import TriggerNetworks
 from ppr_core.attacks.sig import Sig
 from ppr_core.attacks.wanet import WaNet, warp
 from ppr_core.data.images import ImageSet
@@ -430,6 +431,17 @@ def test_input_aware_pastes_the_pattern_under_the_mask(prepared):
     assert (out - ideal).mean() < 0  # truncated
     changes = out.int() - images.int()
     assert not torch.equal(changes[0], changes[1])
+
+
+def test_input_aware_applies_tanh_once():
+    """0.5 + tanh(v) / 2; applied twice, it would end at 0.5 + tanh(1) / 2 = 0.88."""
+    network = TriggerNetworks(4).pattern.eval()
+    last = network.up[-1][-1][1]  # batch norm, its output set
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor([0.0, 1.0, 50.0]))
+        out = network(torch.rand(1, 3, 32, 32))[0, :, 0, 0]
+    torch.testing.assert_close(out, torch.tensor([0.5, 0.880797, 1.0]), rtol=0, atol=1e-6)
 
 
 def test_input_aware_learns_its_trigger(prepared):

@@ -9,7 +9,7 @@ from importlib import import_module
 
 from tests.benchmarks.timing import heading
 
-ALL = ("training", "attacks", "defenses", "paths", "store", "gpu")
+ALL = ("training", "attacks", "defenses", "paths", "store", "battery", "gpu")
 
 
 def main(name, *arguments):

@@ -120,9 +120,8 @@ def ceiling(bench, name, data, size, contiguous=False):
         training.cross_entropy(net),
         training.plain_gradient,
         make_optimizer(net.parameters(), how),
-        load=training._as_it_is,
-        writes=(),
-        static=training.current().capture,
+        load=training._unchanged,
+        capturable=training.current().capture,
     )
 
     def epoch():

@@ -9,7 +9,7 @@ from ppr_core.connectivity import path
 from ppr_core.data.shapes import Shapes
 from ppr_core.metrics import evaluate, triggered
 from ppr_core.models import build
-from ppr_core.reactivation.perturbation import aimed, along, success, within
+from ppr_core.reactivation.perturbation import aimed, along, success_rates, within
 from ppr_core.weights import interpolate, snapshot
 from tests.benchmarks.timing import compare
 
@@ -47,7 +47,7 @@ def main():
     def swept():
         perturb = along(lambda images: direction)
         for part in (clean, stamped):
-            success({"": models[0]}, part, perturb, budgets)
+            success_rates({"": models[0]}, part, perturb, budgets)
 
     rivals = {"epsilon sweep, a budget at a time": loop, "epsilon sweep": swept}
     compare(rivals, len(budgets), "budgets", rounds=3)

@@ -14,7 +14,8 @@ from pathlib import Path
 import nbformat
 import psutil
 
-from ppr_core.cli.main import ROOT, free_port
+from ppr_core.cli.servers import free_port
+from ppr_core.lab.places import ROOT
 
 TOKEN = "browsertest"
 PATIENCE_MS = 120_000  # of one step: kernels import torch, and machines may be busy

@@ -2,7 +2,7 @@
 
 import sys
 
-from ppr_core.cli.main import free_port
+from ppr_core.cli.servers import free_port
 from tests.browser import driver
 
 

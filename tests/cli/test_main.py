@@ -1,6 +1,7 @@
 import csv
 import io
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import yaml
 from safetensors.torch import save_file
 
 from ppr_core.attacks import ATTACKS
-from ppr_core.cli import main as cli
+from ppr_core.cli import evaluate, servers
 from ppr_core.cli.main import main
 from ppr_core.data import DATASETS
 from ppr_core.defenses import DEFENSES
@@ -166,7 +167,13 @@ def test_a_port_in_use_gives_the_next_free_one():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert cli.free_port(port) > port
+        assert servers.free_port(port) > port
+
+
+def test_a_core_without_the_lab_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    assert main(["list", "attacks"]) == 2
+    assert "expected the package pandas, got none; pip install" in capsys.readouterr().err
 
 
 def test_doctor_names_the_store_and_the_threads(capsys, store):
@@ -194,7 +201,7 @@ def test_doctor_notices_threads_that_spin(capsys, store, monkeypatch):
 def test_evaluate_takes_what_is_named_before_what_a_file_says(
     arguments, dataset, model, study_file, store, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(cli, "_compute", lambda plan, *rest: taken.append(plan.study) or 0)
+    monkeypatch.setattr(evaluate, "compute", lambda plan, *rest: taken.append(plan.study) or 0)
     taken, weights = [], tmp_path / "a.pt"
     weights.touch()
     command = ["evaluate", "--attack", "badnet", "--backdoored", str(weights)]

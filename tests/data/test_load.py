@@ -57,14 +57,15 @@ def test_a_name_alone_is_enough(tmp_path, monkeypatch):
     assert cached(tmp_path)[0].startswith("few-")
 
 
-def test_the_data_folder_is_the_argument_else_the_environment_else_beside_the_package(
+def test_the_data_folder_is_the_argument_else_the_environment_else_where_one_stands(
     tmp_path, monkeypatch
 ):
     monkeypatch.setenv("PPR_DATA", str(tmp_path / "env"))
     assert data.data_folder(tmp_path / "arg") == tmp_path / "arg"
     assert data.data_folder() == tmp_path / "env"
     monkeypatch.delenv("PPR_DATA")
-    assert data.data_folder() == Path(data.__file__).resolve().parents[2] / "data"
+    monkeypatch.chdir(tmp_path)
+    assert data.data_folder() == tmp_path / "data"
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "empty"])
@@ -124,7 +125,7 @@ def test_a_shared_folder_is_readable_to_others(tmp_path):
     [
         ("shape", "did you mean 'shapes'"),
         ({"name": "shapes", "sise": 8}, "did you mean 'size'"),
-        ({"name": "shapes", "size": "8"}, "Shapes.size"),
+        ({"name": "shapes", "size": "8"}, "dataset.size"),
         ({"size": 8}, "expected a dataset name"),
     ],
 )

@@ -4,15 +4,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from ppr_core.data.images import batches, to_float
-from ppr_core.defenses import Bti, BtiSam, Pam
+from ppr_core.defenses import Bti, BtiSam, Mesa, NeuralCleanse, Pam
 from ppr_core.defenses.parts.unlearning import triggered_first
 from ppr_core.defenses.sources import decoupling, inversion
 from ppr_core.defenses.sources.decoupling import (
     BestEpoch,
     Pass,
     decoupled,
+    image_error,
     label_loss,
-    mask,
     passed,
     votes,
 )
@@ -21,6 +21,7 @@ from ppr_core.defenses.sources.unet import UNet, fresh, load, load_slots, saved
 from ppr_core.errors import ConfigError
 from ppr_core.method import fork
 from ppr_core.metrics import logits
+from ppr_core.models.activations import soft_mask
 from ppr_core.models.base import clone
 from ppr_core.runtime import session
 from ppr_core.training.fit import Schedule, make_optimizer
@@ -105,7 +106,7 @@ def test_generator_and_optimizer_go_on_from_what_was_saved():
 
 
 def test_the_mask_lies_between_zero_and_one_for_all_images():
-    benign = mask(torch.tensor([-5.0, -1.0, 0.0, 1.0, 5.0]))
+    benign = soft_mask(torch.tensor([-5.0, -1.0, 0.0, 1.0, 5.0]))
     assert benign.min() > 0
     assert benign.max() < 1
     assert benign[2] == 0.5
@@ -136,7 +137,7 @@ def test_the_loss_of_the_mask_by_hand(fill, model, data, monkeypatch):
         caught["parameters"][0].data.fill_(fill)
         images = to_float(data.images)
         got = caught["loss"](images, data.labels)
-        share = mask(torch.tensor(fill))
+        share = soft_mask(torch.tensor(fill))
         maps = frozen.features(images)
         kept, gone = (frozen.head(part * maps) for part in (share, 1 - share))
         expected = F.cross_entropy(kept, data.labels) - F.cross_entropy(gone, data.labels)
@@ -172,7 +173,7 @@ def test_decoupling_parts_what_predicts_the_label_from_the_rest():
     data = tiny_set(32, classes=2).with_images(images).with_labels(labels)
     schedule = ADAM.replace(steps=60, lr=0.1, crop=0, flip=False)
     with session(precision="fp32"):
-        benign = mask(decoupled(Two().requires_grad_(False), data, schedule, rng=seeded()))
+        benign = soft_mask(decoupled(Two().requires_grad_(False), data, schedule, rng=seeded()))
     assert benign[0, 0].item() > 0.9
     assert benign[0, 1].item() < 0.1
 
@@ -197,7 +198,8 @@ def batch(image_change=0.1, feature_change=1.0):
 
 def test_within_both_bounds_the_generator_moves_what_is_not_benign():
     benign = torch.full((1, 6, 2, 2), 0.25)
-    value, moved = SMALL.search_loss(batch(0.1, 2.0), benign)
+    value, moved, broken = SMALL.search_loss(batch(0.1, 2.0), benign)
+    assert not broken
     torch.testing.assert_close(moved, torch.tensor(0.75**2 * 4))
     torch.testing.assert_close(value, -moved + 0.01 * 0.25**2 * 4)
 
@@ -205,7 +207,8 @@ def test_within_both_bounds_the_generator_moves_what_is_not_benign():
 @pytest.mark.parametrize(("image", "feature"), [(0.6, 1.0), (0.1, 8.0), (0.6, 8.0)])
 def test_beyond_a_bound_the_loss_is_the_image_error_alone(image, feature):
     # 0.6^2 > 0.3; (0.25 * 8)^2 > 3.
-    value, _ = SMALL.search_loss(batch(image, feature), torch.full((1, 6, 2, 2), 0.25))
+    value, _, broken = SMALL.search_loss(batch(image, feature), torch.full((1, 6, 2, 2), 0.25))
+    assert broken
     torch.testing.assert_close(value, torch.tensor(image**2))
 
 
@@ -293,18 +296,69 @@ def test_without_noise_the_votes_are_the_predictions(model, data):
 
 
 def test_doubts_are_reported(found):
-    votes, theta = torch.tensor([3, 2, 2, 2]), found["mask_logits"]
+    near = {"start_error": torch.tensor(0.25), "norm_share": torch.tensor(0.5)}
+    votes, theta, found = torch.tensor([3, 2, 2, 2]), found["mask_logits"], found | near
     assert SMALL.findings({**found, "votes": votes})["warnings"] == [
         "uncertain label: it has only 33% of the votes"
     ]
     sure = {**found, "votes": torch.tensor([0, 9, 0, 0]), "mask_logits": 0 * theta}
-    label = int(found["label"])
-    assert SMALL.findings(sure) == {"label": label, "label_votes": 1, "mask_mean": 0.5}
+    numbers = {"label": int(found["label"]), "label_votes": 1, "mask_mean": 0.5}
+    assert SMALL.findings(sure) == numbers | {"start_error": 0.25, "norm_share": 0.5}
+    before = {k: v for k, v in sure.items() if k not in near}
+    assert SMALL.findings(before) == numbers, "saved before these two were measured"
     for extreme, mean in ((9.0, "1.00"), (-9.0, "0.00")):
         report = SMALL.findings({**sure, "mask_logits": theta * 0 + extreme})
         assert report["warnings"] == [
             f"saturated mask: its mean is {mean}; use fewer decouple.steps"
         ]
+
+
+def test_a_search_that_had_to_make_up_for_the_pretraining_is_reported(found):
+    state = found | {"votes": torch.tensor([9, 0, 0, 0]), "mask_logits": 0 * found["mask_logits"]}
+    start = "before the search its image MSE is 0.40, above the norm_bound of 0.3"
+    wasted = state | {"start_error": torch.tensor(0.4), "norm_share": torch.tensor(0.67)}
+    assert SMALL.findings(wasted)["warnings"] == [
+        f"unready generator: {start}; use more pretrain.steps",
+        "short search: 67% of its steps only lowered the image MSE; use more pretrain.steps or "
+        "generate.steps",
+    ]
+
+
+def test_the_error_before_the_search_is_that_of_the_pretrained_generator(model, data):
+    method = SMALL.replace(generate={"steps": 0})  # so that what was pretrained is what is kept
+    state = method.invert(model, data, rng=seeded(), state={})
+    net = load(fresh(2, 3, seeded(), CPU), state)
+    images = model.normalise(to_float(data.images))
+    with session(precision="fp32"):
+        expected = image_error(net, model, data)
+    with torch.no_grad():
+        torch.testing.assert_close(expected, F.mse_loss(net(images), images))
+    torch.testing.assert_close(state["start_error"], expected, rtol=0.05, atol=0)
+    assert state["norm_share"] == 0, "no step was made"
+
+
+@pytest.mark.parametrize(("bound", "share"), [(0.0, 1.0), (1e6, 0.0)])
+def test_the_share_of_steps_spent_on_the_image_is_counted(bound, share, model, data):
+    method = SMALL.replace(norm_bound=bound, feat_bound=1e6)
+    first = method.invert(model, data, rng=seeded(), state={})
+    assert float(first["norm_share"]) == share
+    again = method.replace(norm_bound=1e6).invert(model, data, rng=seeded(1), state=first)
+    assert float(again["norm_share"]) == share, "of the first round, as the votes are"
+
+
+@pytest.mark.parametrize("cls", [Bti, BtiSam, Pam, Mesa, NeuralCleanse])
+def test_every_defense_that_inverts_hands_out_its_warnings(cls):
+    outcome = shrink(cls())(tiny_model(), tiny_set(size=32), rng=seeded())
+    assert all(isinstance(doubt, str) and doubt for doubt in outcome.info["warnings"])
+    real = shrink(cls(inversion="real"))
+    sure = real(tiny_model(), tiny_set(), rng=seeded(), trigger=lambda images: 255 - images)
+    assert sure.info["warnings"] == []
+    doubtful = shrink(cls(inversion=SMALL.replace(norm_bound=0.0)))
+    outcome = doubtful(tiny_model(), tiny_set(), rng=seeded())
+    assert [doubt.partition(":")[0] for doubt in outcome.info["warnings"]][-2:] == [
+        "unready generator",
+        "short search",
+    ]
 
 
 # -- rounds ----------------------------------------------------------------------------------
@@ -458,6 +512,18 @@ def test_bti_tunes_for_labels_and_for_features_that_stay(model, data, found):
     assert int(outcome.model.backbone[1].num_batches_tracked) == 2
 
 
+def test_bti_passes_plain_images_first_as_its_statistics_tell(model, data):
+    """Two updates of rate 0.1, from m: 0.81 m + 0.09 plain + 0.1 mixed."""
+    model.double().train()
+    images, layer = to_float(data.images).double(), model.backbone[1]
+    layer.running_mean.fill_(1.0)
+    brighter = 1 - images
+    means = [model.backbone[0](model.normalise(x)).mean((0, 2, 3)) for x in (images, brighter)]
+    Bti().hooks(model, lambda x, y: (1 - x, y))["loss"](images, data.labels)
+    expected = 0.81 + 0.09 * means[0] + 0.1 * means[1]
+    torch.testing.assert_close(layer.running_mean, expected)
+
+
 def test_one_preparation_serves_all_three(model, data):
     methods = [cls(inversion=SMALL) for cls in (Bti, BtiSam, Pam)]
     methods += [Pam(inversion=SMALL, rho=0.9), Pam(inversion=SMALL, rounds=1, bn="recalibrate")]
@@ -502,9 +568,9 @@ def test_images_that_cannot_be_halved_four_times_are_refused(cls, model):
 
 def test_a_model_in_one_piece_is_refused(data):
     lump = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4))
-    with pytest.raises(ConfigError, match="Sequential without normalise, features_of, head"):
+    with pytest.raises(ConfigError, match="a model with features and head, got a Sequential"):
         Pam()(lump, data, rng=seeded())
-    with pytest.raises(ConfigError, match="Sequential without features, head"):
+    with pytest.raises(ConfigError, match="expected a model with features and head"):
         Bti(inversion="real")(lump, data, rng=seeded())
     real = shrink(Pam(inversion="real"))  # PAM itself asks nothing of a model
     assert real(lump, data, rng=seeded(), trigger=lambda images: 255 - images).history

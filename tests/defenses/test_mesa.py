@@ -7,7 +7,7 @@ from ppr_core.data.images import to_float
 from ppr_core.defenses import Mesa, Pam
 from ppr_core.defenses.sources import patches
 from ppr_core.defenses.sources.patch_networks import Critic, Generator, paste
-from ppr_core.defenses.sources.patches import PatchDistribution, success
+from ppr_core.defenses.sources.patches import PatchDistribution, share_turned
 from ppr_core.errors import ConfigError, DataError
 from ppr_core.training.fit import fit
 from ppr_core.weights import snapshot
@@ -88,7 +88,7 @@ def test_the_class_that_patches_reach_is_found(source, data, rng):
     assert "stop" not in state
     assert torch.equal(model.scale.detach(), before["scale"]) and model.scale.grad is None
     change = source.trigger(model, state, None)
-    assert success(model, data, change, 2) > 0.95
+    assert share_turned(model, data, change, 2) > 0.95
     pixels = to_float(data.images)
     out = change(pixels)
     assert out.min() >= 0 and out.max() <= 1
@@ -134,7 +134,7 @@ def test_the_losses_by_hand(data, rng, monkeypatch):
     source.train(model, data, 2, 0.4, rng)
     net = caught["net"].requires_grad_(True)
     net.zero_grad()
-    with patches.seeded(rng):
+    with patches.seeded(patches.seed_of(rng)):
         critic = (Generator(27, 4), Critic(27, 4))[1]
     draws = patches.fork(rng, "draws")
     z, z2 = torch.rand(48, 64, generator=draws), torch.rand(48, 64, generator=draws)
@@ -156,7 +156,7 @@ def test_the_losses_by_hand(data, rng, monkeypatch):
 
 
 def test_no_class_within_reach_leaves_the_model_alone(model, data, rng, monkeypatch):
-    monkeypatch.setattr(patches, "success", lambda *_: 0.49)
+    monkeypatch.setattr(patches, "share_turned", lambda *_: 0.49)
     method = Mesa(inversion=SHORT, tuning=TUNING)
     outcome = method(model, data, rng=rng)
     for name, tensor in outcome.model.state_dict().items():

@@ -25,6 +25,13 @@ def test_attention_by_hand():
     assert attention(0 * maps).abs().sum() == 0
 
 
+def test_attention_after_pooling_is_one_everywhere_and_has_no_weight():
+    """What BackdoorBench counts as the last stage: (9 + 16) / (25 + 1e-6), whatever the maps."""
+    pooled = torch.tensor([3.0, 4.0, 0.5, 0.1]).view(2, 2, 1, 1)
+    torch.testing.assert_close(attention(pooled), torch.ones(2, 1, 1), rtol=0, atol=1e-5)
+    assert Nad().betas == [500, 1000, 1000]
+
+
 def test_stages_are_the_blocks_of_the_backbone(model):
     assert [name for name, _ in stages(model)] == ["3", "4", "5", "6"]
     dense = build({"name": "densenet161", "width": 2}, 4, seed=0)

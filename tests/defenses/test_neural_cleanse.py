@@ -103,6 +103,11 @@ def test_no_class_that_stands_out_leaves_the_model_alone(model, data, rng):
     assert outcome.info["warnings"] == ["no class stands out: the model is left as it is"]
     state = blind.replace(fallback=True).invert(model, data, rng=rng, state={})
     assert state["flagged"].tolist() == [int(state["norms"].argmin())]
+    assert blind.findings(state)["warnings"] == [
+        "uncertain label: no class stands out, and the smallest patch was taken"
+    ]
+    apart = state | {"norms": torch.tensor([1.0, 90.0, 100.0, 110.0])}
+    assert "warnings" not in blind.replace(limit=2.0).findings(apart)
 
 
 def test_later_rounds_search_the_flagged_and_keep_a_patch_that_is_not_bettered(
@@ -113,7 +118,7 @@ def test_later_rounds_search_the_flagged_and_keep_a_patch_that_is_not_bettered(
     assert again["masks"].shape == found["masks"].shape
     assert not torch.equal(again["masks"], found["masks"])
     unlucky = quick.search(nn.Sequential(rigged, Never()), data, 2, rng=rng)
-    assert (unlucky.success, unlucky.norm) == (0, 256)
+    assert (unlucky.turned, unlucky.norm) == (0, 256)
     kept = quick.invert(nn.Sequential(rigged, Never()), data, rng=rng, state=found)
     assert torch.equal(kept["masks"], found["masks"])
     assert torch.equal(kept["flagged"], found["flagged"])

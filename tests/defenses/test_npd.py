@@ -1,13 +1,16 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from ppr_core.data.images import to_float
-from ppr_core.defenses import Ft, Npd
-from ppr_core.defenses.npd import Polarizer, best_other, last_block
+from ppr_core.defenses import Ft, Npd, npd
+from ppr_core.defenses.npd import Polarizer, avoid, best_other, last_block
 from ppr_core.errors import ConfigError
 from ppr_core.lab.desk import Lab
+from ppr_core.lab.graph import Cell
 from ppr_core.lab.plan import Plan
 from ppr_core.models import build
 from ppr_core.runtime import session
@@ -67,6 +70,45 @@ def test_only_the_new_layer_is_trained(model, data, rng):
 def test_other_defenses_add_nothing(model):
     names = set(model.state_dict())
     assert set(Ft().extend(model).state_dict()) == names
+
+
+def test_avoiding_by_hand():
+    p = torch.tensor([[0.25, 0.75], [1.0, 0.0]])
+    got = avoid(p.clamp_min(1e-30).log(), torch.tensor([1, 0]))
+    torch.testing.assert_close(got[0], -torch.tensor(0.2501).log())
+    assert got[1].item() == pytest.approx(9.2103, abs=0.01)  # -log(1e-4)
+
+
+def test_the_warm_up_is_plain_descent_on_plain_images(model, data, rng, monkeypatch):
+    """Two steps of w - lr * slope, with neither decay nor momentum, crop nor flip."""
+    seen = []
+    real = npd.fit
+
+    def spied(trained, images, schedule, **hooks):
+        inner = hooks["loss"]
+        hooks["loss"] = lambda x, y: seen.append((x, y)) or inner(x, y)
+        return real(trained, images, schedule, **hooks)
+
+    monkeypatch.setattr(npd, "fit", spied)
+    twice = Npd(warm_up={"steps": 2, "batch_size": 48, "lr": 0.5}, schedule={"epochs": 0})
+    with session(precision="fp32"):
+        got = last_block(twice(model, data, rng=rng).model).conv1
+        twin = Npd().extend(copy.deepcopy(model).eval())
+        layer = last_block(twin).conv1
+        trained = [layer.filter.weight, layer.norm.weight, layer.norm.bias]
+        layer.norm.train()
+        for images, labels in seen:
+            slopes = torch.autograd.grad(F.cross_entropy(twin(images), labels), trained)
+            for weight, slope in zip(trained, slopes, strict=True):
+                weight.data.sub_(0.5 * slope)
+    plain = {tuple(image.flatten().tolist()) for image in to_float(data.images)}
+    assert {tuple(image.flatten().tolist()) for image in images} == plain
+    found = [got.filter.weight, got.norm.weight, got.norm.bias]
+    for ours, theirs in zip(found, trained, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
+    tuned = Npd().schedule
+    assert (tuned.crop, tuned.flip, tuned.momentum, tuned.weight_decay) == (0, False, 0.9, 5e-4)
+    assert (len(seen), Npd().warm_up.lr) == (2, 1e-4)
 
 
 def test_the_best_class_besides_the_label():
@@ -151,7 +193,10 @@ def test_a_model_without_such_a_block_is_refused(data, rng):
 def test_the_study_reads_the_longer_model_back(store, tiny_study):
     plan = Plan(tiny_study.replace(defenses={"npd": {**SHORT}}))
     lab = Lab(store)
-    model = lab.model(plan.retuned("badnet", "npd", 0))
+    model = lab.model(plan.retuned(Cell("badnet", "npd", 0)))
     assert isinstance(last_block(model).conv1, Polarizer)
-    for other in (plan.backdoored("badnet", 0), plan.retuned("badnet", "clean", 0)):
+    for other in (
+        plan.backdoored(Cell("badnet", "none", 0)),
+        plan.retuned(Cell("badnet", "clean", 0)),
+    ):
         assert last_block(lab.model(other)).conv1.kernel_size == (3, 3)

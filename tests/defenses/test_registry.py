@@ -28,7 +28,7 @@ from tests.conftest import shrink, tiny_model, tiny_set
 HONEST = {"validation", "state"}
 ORACLE = {"trigger", "score"}
 SCHEDULED = [name for name, cls in DEFENSES.items() if "schedule" in cls.model_fields]
-ANY_MODEL = {"ep", "ft", "ft_sam", "neural_cleanse", "mesa", "sau"}  # need no parts of it
+ANY_MODEL = {"ep", "ft", "ft_sam", "ibau", "neural_cleanse", "mesa", "sau"}  # need no parts of it
 PICKY = set(DEFENSES) - ANY_MODEL
 SIZE = 32  # the trigger generator halves its input four times
 
@@ -92,7 +92,7 @@ def test_what_it_took_is_counted(ran):
 
 
 def test_recording_its_steps_changes_nothing(ran, monkeypatch, recorder):
-    """Whoever says what its hooks write (`writes` of `fit`) has said the truth."""
+    """Who says that a step is capturable (see `fit`) has said the truth."""
     cls, model, _, _, outcome = ran
     monkeypatch.setattr(capture.Step, "worth", 1)
     recorded = call(cls, model, tiny_set(size=SIZE))

@@ -144,5 +144,5 @@ def test_thresholds_share_masks_and_settings_of_learning_do_not(rng):
 
 def test_a_model_without_batch_norm_is_refused(data, rng):
     plain = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4))
-    with pytest.raises(ConfigError, match="Rnp masks batch-norm channels"):
+    with pytest.raises(ConfigError, match="Rnp: expected a model with batch norm"):
         Rnp()(plain, data, rng=rng)

@@ -51,12 +51,22 @@ def test_reset_by_hand():
     assert net[0].bias.tolist() == net[1].bias.tolist() == [1, 1]
 
 
+def test_numbers_are_rounded_down():
+    """0.45 of 4 neurons is one (1.8), and 0.95 of its 2 weights is one (1.9)."""
+    net = nn.Sequential(nn.Conv2d(1, 4, (1, 2)))
+    with torch.no_grad():
+        net[0].weight.fill_(1)
+    changes = {"0": torch.tensor([[5.0, 1.0], [4.0, 1.0], [0.0, 0.1], [0.0, 0.0]])}
+    assert reset(net, changes, n=0.45, m=0.95) == 1
+    assert net[0].weight.flatten(1).tolist() == [[0, 1], [1, 1], [1, 1], [1, 1]]
+
+
 @pytest.mark.parametrize(("n", "m"), [(0.15, 0.7), (0.5, 1.0), (0.3, 0.0), (0.0, 0.7), (1.0, 0.4)])
 def test_zeroed_weights_lie_in_the_top_neurons(n, m, model, changes):
     before = snapshot(model)
     count = reset(model, changes, n, m)
     sums = torch.cat([change.sum(1) for change in changes.values()])
-    least = sums.sort(descending=True).values[: round(n * len(sums))].min() if n else torch.inf
+    least = sums.sort(descending=True).values[: int(n * len(sums))].min() if n else torch.inf
     pooled = kept = 0
     for name, layer in convolutions(model):
         top = changes[name].sum(1) >= least
@@ -64,7 +74,7 @@ def test_zeroed_weights_lie_in_the_top_neurons(n, m, model, changes):
         assert not zero[~top].any()
         pooled += int(top.sum()) * zero.shape[1]
         kept += int(zero.sum())
-    assert count == kept == round(m * pooled)
+    assert count == kept == int(m * pooled)
     touched = {f"{name}.weight" for name, _ in convolutions(model)}
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]) or name in touched
@@ -163,5 +173,5 @@ def test_two_passes_a_step_and_statistics_of_the_first(model, data, rng):
 
 def test_a_model_without_convolutions_is_refused(data, rng):
     plain = nn.Sequential(nn.Flatten(), nn.Linear(768, 4))
-    with pytest.raises(ConfigError, match="expected a model with some"):
+    with pytest.raises(ConfigError, match="expected a model with convolutions"):
         Tsbd()(plain, data, rng=rng)

@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import threading
+from dataclasses import astuple
 
 import pandas as pd
 import pytest
@@ -17,9 +18,10 @@ from ppr_core.data.images import to_float
 from ppr_core.errors import CheckpointError
 from ppr_core.explorer import Explorer, job, pages, panels
 from ppr_core.explorer.choice import Choice, Latest
-from ppr_core.explorer.holdings import Cell, holdings
+from ppr_core.explorer.holdings import holdings
 from ppr_core.explorer.live import Samples, Walk
 from ppr_core.lab.desk import Lab
+from ppr_core.lab.graph import Cell, Variant
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import Store
 from ppr_core.lab.study import Study
@@ -70,7 +72,7 @@ def cells(store):
 
 
 def pick(choice, defense):
-    choice.menus[2].value = defense
+    choice.menus[2].value = (defense, None)
 
 
 # -- the choice ----------------------------------------------------------------------------------
@@ -79,8 +81,9 @@ def pick(choice, defense):
 def test_only_what_the_store_holds_is_offered(choice):
     study, attack, defense, seed = ([value for _, value in m.options] for m in choice.menus)
     assert (study, attack, seed) == (["tiny"], ["badnet"], [0])
-    assert defense == ["ep", "ft", "pam@0", "pam"]
-    assert [text for text, _ in choice.menus[2].options][::3] == ["ep (oracle)", "pam rho 0.5"]
+    assert defense == [("ep", None), ("ft", None), ("pam", Variant("rho", 0.0)), ("pam", None)]
+    texts = [text for text, _ in choice.menus[2].options]
+    assert texts == ["ep (oracle)", "ft", "pam rho 0", "pam rho 0.5"]
 
 
 def test_seeds_and_rhos_of_the_store_are_offered_though_the_study_names_others(store):
@@ -92,8 +95,8 @@ def test_seeds_and_rhos_of_the_store_are_offered_though_the_study_names_others(s
 
 def test_it_opens_with_the_model_that_tells_the_most(choice):
     held = choice.study
-    stages = [len(held.plan.measured(*cell)) for cell in held.cells]
-    opened = len(held.plan.measured(*choice.cell))
+    stages = [len(held.plan.measured(cell)) for cell in held.cells]
+    opened = len(held.plan.measured(choice.cell))
     assert opened == max(stages)
     assert choice.cell in held.cells
 
@@ -165,7 +168,7 @@ def test_a_rho_is_computed_cancelled_and_kept(choice, lab, store):
     assert "cancelled" in panel.status.value
     assert panel.bar.bar_style == "warning"
     assert not panel.compute.disabled
-    assert not store.search("tiny", stage="retuned", defense="pam@1")
+    assert not store.search("tiny", stage="retuned", defense="pam", variant="rho 1")
     assert not store.search("tiny", query="attributes.status = 'FAILED'")
     panel.compute.click()
     panel.job.wait()
@@ -179,11 +182,11 @@ def test_a_rho_is_computed_cancelled_and_kept(choice, lab, store):
 
 
 def test_a_job_that_fails_says_why(choice, store, monkeypatch, capsys):
-    plan, defense = choice.study.with_rho(1.5)
+    plan, cell = choice.study.with_rho(choice.cell, 1.5)
     for run in store.search("tiny", stage="backdoored"):
         (store.artifacts(run.info.run_id, "result") / "tensors.safetensors").write_bytes(b"torn")
     task = {"study": plan.study.model_dump(), "folder": str(store.folder)}
-    task["cell"] = ("badnet", defense, 0)
+    task["cell"] = astuple(cell)
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(task)))
     handler = signal.getsignal(signal.SIGTERM)
     try:
@@ -202,10 +205,13 @@ def test_epsilon_shows_the_measured_rates(choice, lab, store):
     pick(choice, "ft")
     panel = panels.EpsilonPanel(choice, lab)
     points = results.queries(choice.study.plan, store)
-    point = points[(points["defense"] == "ft") & (points["eps"].round(4) == round(8 / 255, 4))]
+    points = points[(points["defense"] == "ft") & (points["eps"].round(4) == round(8 / 255, 4))]
+    point = points[points["scored"] == "self"]
+    control = points[points["scored"] == "clean_unseen"]
     panel.slider.value = 8.0
     assert f"P-ASR (triggered) <b>{point['p_asr'].item():.1f} %" in panel.text.value
     assert f"C-ASR (clean) <b>{point['c_asr'].item():.1f} %" in panel.text.value
+    assert f"unseen clean <b>{control['p_asr'].item():.1f} %" in panel.text.value
     assert "measured at" not in panel.text.value
     before = panel.text.value, panel.pictures[0].value
     panel.slider.value = 5.0
@@ -223,7 +229,7 @@ def test_the_live_answers_are_the_models_own(choice, lab):
     pixels = to_float(samples.stamped)
     moved = within(pixels, samples.generator(pixels), eps)
     assert 0 < (moved - pixels).abs().max() <= eps + 1e-6
-    model = lab.model(choice.study.plan.purified(*cell))
+    model = lab.model(choice.study.plan.purified(cell))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=False):
         confidence, classes = model(moved).softmax(1).max(1)
     answers = sample.answers.query("row == 'perturbed' and model == 'purified'")
@@ -231,7 +237,7 @@ def test_the_live_answers_are_the_models_own(choice, lab):
     assert answers["predicted"].tolist() == names
     assert answers["confidence"].tolist() == pytest.approx((100 * confidence).tolist(), abs=2)
     assert answers["target"].tolist() == (classes == samples.trigger.target).tolist()
-    assert set(sample.answers["model"]) == {"backdoored", "purified", "retuned", "clean"}
+    assert set(sample.answers["model"]) == {"backdoored", "purified", "retuned", "unseen clean"}
 
 
 def test_without_a_budget_nothing_changes(choice, lab):

@@ -12,7 +12,8 @@ import yaml
 
 from ppr_core.errors import StoreError
 from ppr_core.lab import engine
-from ppr_core.lab.desk import WORK, Lab
+from ppr_core.lab.desk import Lab
+from ppr_core.lab.graph import Cell
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.study import Study
 from ppr_core.reporting import results
@@ -33,8 +34,7 @@ def test_a_study_runs_once_and_then_is_read(store, monkeypatch):
     assert (rows["status"] == "done").all()
     assert rows.set_index("defense").loc[["clean", "ft", "ep"], results.FIGURES].notna().all().all()
     assert rows.set_index("defense").loc["ep", "oracle"]
-    for kind in WORK:
-        monkeypatch.setitem(WORK, kind, None)  # calling it would fail
+    monkeypatch.setattr(Lab, "compute", None)  # calling it would fail
     assert computed(store)[1] == {}
     again = results.cells(plan, store)
     pd.testing.assert_frame_equal(rows, again)
@@ -54,8 +54,8 @@ def test_ra_starts_from_the_purified_model(store):
     plan, _ = computed(store)
     lab = Lab(store)
     for defense in ("ft", "ep"):
-        purified = lab.result(plan.purified("badnet", defense, 0))
-        retuned = lab.result(plan.retuned("badnet", defense, 0))
+        purified = lab.result(plan.purified(Cell("badnet", defense, 0)))
+        retuned = lab.result(plan.retuned(Cell("badnet", defense, 0)))
         assert [record["epoch"] for record in retuned.history] == [0, 1, 2]
         assert retuned.history[0]["asr"] == purified.metrics["asr"] == retuned.metrics["o_asr"]
         assert retuned.history[-1]["asr"] == retuned.metrics["p_asr"]
@@ -76,7 +76,7 @@ def test_the_defense_sees_the_reserve_and_nothing_else(store, monkeypatch):
         return original(self, model, data, rng=rng)
 
     monkeypatch.setattr(Ft, "run", spy)
-    Lab(store).result(plan.purified("badnet", "ft", 0))
+    Lab(store).result(plan.purified(Cell("badnet", "ft", 0)))
     originals = {image.numpy().tobytes() for image in plan.images.train.images}
     assert len(seen["data"]) == 48
     assert len(seen["validation"]) == 12
@@ -89,7 +89,7 @@ def test_a_defense_that_is_no_oracle_cannot_ask_for_the_trigger(store, monkeypat
 
     monkeypatch.setattr(Ft, "run", lambda self, model, data, *, rng, trigger: None)
     with pytest.raises(TypeError, match="trigger"):
-        Lab(store).result(Plan(Study(**TINY_STUDY)).purified("badnet", "ft", 0))
+        Lab(store).result(Plan(Study(**TINY_STUDY)).purified(Cell("badnet", "ft", 0)))
 
 
 def test_a_failed_defense_stays_in_the_table(store, monkeypatch):
@@ -143,15 +143,20 @@ def test_what_an_oracle_chose_is_said_so_and_counts_neither_as_purified_nor_as_a
             "p_c_acc": 90.0,
             "o_asr": [1.0, 3.0, 4.0, 0.0, 2.0],
             "p_asr": 90.0,
-            "q_p_asr": [10.0, 20.0, 60.0, 100.0, 80.0],
+            "q_p_asr": [None, 20.0, 60.0, 100.0, 80.0],
             "q_c_asr": 1.0,
+            "q_unseen_p_asr": [None, 50.0, 2.0, 50.0, 4.0],
+            "q_unseen_c_asr": 0.5,
         }
     )
     assert "anp_oracle (oracle)" in results.text_table(frame)
     assert "2 of 2 defenses" in results.findings(frame)[0]
-    purified, controls = results.query_findings(frame, pd.DataFrame())
+    purified, control = results.query_findings(frame, pd.DataFrame())
     assert purified.startswith("badnet, purified models: QRA moves the mean ASR from 3.0 to 70.0")
-    assert controls.startswith("badnet, controls: QRA moves the mean ASR from 2.0 to 15.0")
+    assert control.startswith("badnet, control: on a clean model that no generator has seen, the")
+    assert "reach 3.0; 0.5 % of clean images" in control
+    [_, missing] = results.query_findings(frame.drop(columns="q_unseen_p_asr"), pd.DataFrame())
+    assert "no clean model" in missing
 
 
 def cli(*arguments, **environment):
@@ -174,7 +179,7 @@ def test_kill_9_and_start_again_gives_the_same_numbers(store, store_template, tm
 
     killed = cli("study", str(file), "--no-notebooks")
     deadline = time.time() + 120
-    while not list((tmp_path / "mlruns").glob("scratch/*/train.pt")):
+    while not list((tmp_path / "mlruns").glob("scratch/*/victim.pt")):
         assert killed.poll() is None, killed.communicate()[1]
         assert time.time() < deadline
         time.sleep(0.01)
@@ -186,7 +191,7 @@ def test_kill_9_and_start_again_gives_the_same_numbers(store, store_template, tm
     out, err = resumed.communicate(timeout=240)
     assert resumed.returncode == 0, err
     assert "going on from their checkpoints" in out
-    assert "resuming train after epoch" in err
+    assert "resuming victim after epoch" in err
     table = [line for line in out.splitlines() if line.startswith("badnet")]
     expected = [line for line in reference.stdout.read().splitlines() if line.startswith("badnet")]
     assert table == expected != []

@@ -1,15 +1,13 @@
+import os
 import shutil
-from concurrent.futures import Future
-from functools import partial
-from types import SimpleNamespace
+import sys
 
 import pandas as pd
 import pytest
 import torch
 
 from ppr_core.errors import ConfigError
-from ppr_core.lab import desk as study
-from ppr_core.lab import engine
+from ppr_core.lab import engine, reader
 from ppr_core.lab.desk import Lab
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import Store
@@ -45,8 +43,8 @@ def test_a_worker_says_why_its_stage_failed_whatever_the_device_says_after(store
     monkeypatch.setattr(Lab, "result", broken)
     monkeypatch.setattr(engine, "share_cores", lambda processes: 1)
     study = Study(**{**TINY_STUDY, "device": "cpu"})
-    reason = engine._remote(study.model_dump(), Plan(study).stages()[0].key)
-    engine._desk.cache_clear()
+    reason = engine._remote(Plan(study).stages()[0])
+    engine._lab.cache_clear()
     assert reason == "RuntimeError: CUDA error: an illegal memory access was encountered"
 
 
@@ -54,7 +52,7 @@ def test_stages_share_a_gpu_as_asked(store, monkeypatch):
     ray = pytest.importorskip("ray")
     start = ray.init
 
-    def assigned(settings, key, *before):  # in place of a stage: say what Ray gave it
+    def assigned(stage, *before):  # in place of a stage: say what Ray gave it
         return str(ray.get_runtime_context().get_assigned_resources())
 
     monkeypatch.setattr(ray, "init", lambda **given: start(num_gpus=1, num_cpus=1, **given))
@@ -65,67 +63,69 @@ def test_stages_share_a_gpu_as_asked(store, monkeypatch):
     assert all("'GPU': 0.25" in resources for resources in given.values())
 
 
-class InPlaceOfRay:
-    """Tasks that run as they are handed on; the stage of one key kills its worker each time."""
+OWN = """
+import os, signal
+from ppr_core.defenses import Defense
 
-    def __init__(self, ray, error, key):
-        self.ray, self.error, self.key = ray, error, key
+class Dies(Defense):
+    def run(self, model, data, *, rng):
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    def put_in(self, monkeypatch):
-        for name in ("remote", "wait", "get"):
-            monkeypatch.setattr(self.ray, name, getattr(self, name))
-        monkeypatch.setattr(self.ray, "init", lambda **given: None)
-        monkeypatch.setattr(self.ray, "shutdown", lambda: None)
-        monkeypatch.setattr(self.ray, "cluster_resources", dict)
-
-    def remote(self, **options):
-        return lambda function: SimpleNamespace(remote=partial(self.hand_on, function))
-
-    def hand_on(self, function, settings, key, *before):
-        future, errors = Future(), [parent.exception() for parent in before if parent.exception()]
-        if errors:  # Ray gives it to what waits, as an error of both classes
-            cause = self.ray.exceptions.RayTaskError("_remote", "its\ntrace", errors[0])
-            future.set_exception(cause.as_instanceof_cause())
-        elif key == self.key:
-            future.set_exception(self.error)
-        else:
-            future.set_result(function(settings, key, *(parent.result() for parent in before)))
-        return future
-
-    def wait(self, futures, num_returns):
-        return futures[:1], futures[1:]
-
-    def get(self, future):
-        return future.result()
+class Slips(Defense):
+    def run(self, model, data, *, rng):
+        raise TypeError("a slip of the code")
+"""
 
 
-@pytest.mark.parametrize("kind", ["WorkerCrashedError", "OutOfMemoryError", "NodeDiedError"])
-def test_a_worker_that_dies_is_its_stages_failure_only(kind, store, monkeypatch, capsys):
-    ray = pytest.importorskip("ray")
-    plan, ran = Plan(Study(**TINY_STUDY)), []
-    stages = {stage.name: stage for stage in plan.stages()}
-    dead = "badnet/ft purified s0"
-    error = getattr(ray.exceptions, kind)(*([] if "Crashed" in kind else ["killed\nfor memory"]))
-    InPlaceOfRay(ray, error, stages[dead].key).put_in(monkeypatch)
-    monkeypatch.setattr(engine, "_remote", lambda settings, key, *before: ran.append(key))
+@pytest.fixture
+def with_own(tmp_path, monkeypatch):
+    """A study with a user's own defense, found by this process and by Ray's workers."""
+    (tmp_path / "failing.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+
+    def plan(cls):
+        defenses = {"bad": {"method": f"failing:{cls}"}, "ep": TINY_STUDY["defenses"]["ep"]}
+        return Plan(Study(**{**TINY_STUDY, "device": "cpu", "defenses": defenses}))
+
+    return plan
+
+
+def test_a_worker_that_dies_is_its_stages_failure_only(store, with_own, capsys):
+    pytest.importorskip("ray")
+    plan, dead = with_own("Dies"), "badnet/bad purified s0"
     failures = engine.run(plan, Lab(store), "ray")
-    text = str(error).splitlines()[0]
-    assert failures.pop(dead) == f"worker died: {kind}: {text}"
+    assert failures.pop(dead).startswith("worker died: WorkerCrashedError: ")
     assert f"{dead}  " in capsys.readouterr().out
-    assert failures["badnet/ft retuned s0"] == f"needs {dead}, which failed"
-    assert all(reason.endswith("which failed") for reason in failures.values())
-    assert "badnet/ep purified s0" not in failures
-    assert len(ran) == len(stages) - 1 - len(failures)
+    assert failures == {"badnet/bad retuned s0": f"needs {dead}, which failed"}
+    rows = results.cells(plan, store).set_index("defense")
+    assert rows.loc["ep", "status"] == "done"
 
 
-def test_an_error_of_the_code_in_a_worker_is_not_hidden(store, monkeypatch):
+def test_an_error_of_the_code_in_a_worker_is_not_hidden(store, with_own):
+    pytest.importorskip("ray")
+    with pytest.raises(TypeError, match="a slip of the code"):
+        engine.run(with_own("Slips"), Lab(store), "ray")
+
+
+def test_a_stage_arrives_at_a_worker_as_it_was_planned(store):
+    """What is handed on is the method itself; its key is digested anew where it runs."""
     ray = pytest.importorskip("ray")
-    plan = Plan(Study(**TINY_STUDY))
-    error = ray.exceptions.RayTaskError("_remote", "its trace", TypeError("a slip"))
-    InPlaceOfRay(ray, error.as_instanceof_cause(), plan.stages()[0].key).put_in(monkeypatch)
-    monkeypatch.setattr(engine, "_remote", lambda settings, key, *before: None)
-    with pytest.raises(TypeError, match="its trace"):
-        engine.run(plan, Lab(store), "ray")
+    measures = {"query": {"width": 8}, "query_alone": {}, "path": {"points": 3}, "controls": {}}
+    stages = Plan(Study(**{**TINY_STUDY, "device": "cpu", "measures": measures})).stages()
+
+    def arrived(stages):
+        return [(os.getpid(), stage.key, stage.method) for stage in stages]
+
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        there = ray.get(ray.remote(arrived).remote(stages))
+    finally:
+        ray.shutdown()
+    for stage, (pid, key, method) in zip(stages, there, strict=True):
+        assert pid != os.getpid()
+        assert key == stage.key
+        assert (type(method), method) == (type(stage.method), stage.method)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_test_images_are_stamped_once_for_all_stages_of_a_victim(store, monkeypa
     plan, lab, made = Plan(Study(**TINY_STUDY)), Lab(store), []
     stages = {stage.name: stage for stage in plan.stages()}
     lab.result(stages["badnet backdoored s0"])
-    monkeypatch.setattr(study, "triggered", lambda *given: made.append(1) or triggered(*given))
+    monkeypatch.setattr(reader, "triggered", lambda *given: made.append(1) or triggered(*given))
     one, two = (lab.stamped_test(stages[f"badnet/{d} purified s0"]) for d in ("ft", "ep"))
     assert one is two
     assert made == [1]
@@ -149,7 +149,7 @@ def test_test_images_are_stamped_once_for_all_stages_of_a_victim(store, monkeypa
 
 def test_progress_is_weighted_by_the_images_that_a_stage_trains_on(store):
     plan = Plan(Study(**TINY_STUDY))
-    weights = {stage.name: plan.weight(stage) for stage in plan.stages()}
+    weights = {stage.name: engine.weight(stage) for stage in plan.stages()}
     assert weights["clean s0"] == weights["badnet backdoored s0"] == 0.6  # 300 images, 2 epochs
     assert weights["badnet/ft retuned s0"] == pytest.approx(0.6)
     assert 0 < weights["badnet/ft purified s0"] < weights["badnet/ep purified s0"] * 2

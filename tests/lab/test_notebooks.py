@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from ppr_core.cli.main import ROOT, main
+from ppr_core.cli.main import main
 from ppr_core.lab import notebooks
 from ppr_core.lab.notebooks import declared
+from ppr_core.lab.places import ROOT
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.study import Study
 from tests.conftest import TINY_PAM, TINY_STUDY

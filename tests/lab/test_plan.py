@@ -1,6 +1,13 @@
+import pickle
+
 import pytest
 
+from ppr_core.attacks import ATTACKS
+from ppr_core.config import Settings
+from ppr_core.defenses import DEFENSES
 from ppr_core.errors import ConfigError, DataError
+from ppr_core.lab.graph import Cell, Stage, Variant
+from ppr_core.lab.measures import MEASURES
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.study import Study
 from tests.conftest import TINY_STUDY
@@ -59,8 +66,14 @@ def test_every_rho_of_the_grid_is_a_cell_that_shares_the_inversion():
         defenses={"pam": {"rho": 0.5, "rounds": 1, "inversion": {"width": 4}}},
         rho_grid=[0.0, 0.5, 1.0],
     )
-    assert list(grid.defenses) == ["pam@0", "pam", "pam@1"]
-    assert [grid.defenses[name].rho for name in grid.defenses] == [0.0, 0.5, 1.0]
+    cells = grid.purified_cells("badnet", 0)
+    assert [(cell.defense, cell.variant) for cell in cells] == [
+        ("pam", Variant("rho", 0.0)),
+        ("pam", None),
+        ("pam", Variant("rho", 1.0)),
+    ]
+    assert [grid.defense(cell).rho for cell in cells] == [0.0, 0.5, 1.0]
+    assert [cell.label for cell in cells] == ["badnet/pam rho 0", "badnet/pam", "badnet/pam rho 1"]
     kinds = [stage.kind for stage in grid.stages()]
     assert kinds.count("inverted") == 1
     assert kinds.count("purified") == 3
@@ -68,15 +81,16 @@ def test_every_rho_of_the_grid_is_a_cell_that_shares_the_inversion():
 
 def test_one_method_under_two_labels():
     twice = plan(defenses={"ft": {}, "ft_slow": {"method": "ft", "schedule": {"lr": 0.001}}})
-    assert type(twice.defenses["ft"]) is type(twice.defenses["ft_slow"])
-    assert twice.defenses["ft_slow"].schedule.lr == 0.001
+    one, other = (twice.defenses[label, None] for label in ("ft", "ft_slow"))
+    assert type(one) is type(other)
+    assert other.schedule.lr == 0.001
 
 
 def test_poison_counts_are_the_papers_unless_set():
     both = {"badnet": {}, "blended": {}}
-    assert plan(attacks=both, retuning={}).retuning["blended"].poisoned == 1
-    set_one = plan(attacks=both, retuning={"poisoned": {"badnet": 9}})
-    assert (set_one.retuning["badnet"].poisoned, set_one.retuning["blended"].poisoned) == (9, 5)
+    assert plan(attacks=both, retuning={}).measures["retuning"]["blended"].poisoned == 1
+    set_one = plan(attacks=both, retuning={"poisoned": {"badnet": 9}}).measures["retuning"]
+    assert (set_one["badnet"].poisoned, set_one["blended"].poisoned) == (9, 5)
 
 
 @pytest.mark.parametrize(
@@ -111,3 +125,74 @@ def test_mistakes_are_found_before_anything_runs(overrides, message):
 def test_what_the_data_cannot_serve_is_found_before_anything_runs(overrides, message, store):
     with pytest.raises(DataError, match=message):
         plan(**overrides).check()
+
+
+# -- what is hashed is what runs ------------------------------------------------------------------
+
+
+def changed(method):
+    """Yield the dotted name of every field, nested ones too, and the method with another value."""
+    for name in type(method).model_fields:
+        value = getattr(method, name)
+        if isinstance(value, Settings):
+            for inner, other in changed(value):
+                yield f"{name}.{inner}", method.model_copy(update={name: other})
+        else:
+            other = [*value, 0] if isinstance(value, list) else f"not {value}"
+            yield name, method.model_copy(update={name: other})
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic")  # of values of another type
+@pytest.mark.parametrize(
+    ("kind", "cls"),
+    [
+        (kind, cls)
+        for kind, registry in (("backdoored", ATTACKS), ("purified", DEFENSES), ("x", MEASURES))
+        for cls in registry.values()
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+def test_changing_any_field_of_a_method_changes_its_stage(kind, cls):
+    setting = plan().setting
+
+    def key(method):
+        return Stage(kind, Cell("badnet", "ft", 0), method, setting).key
+
+    method = cls()
+    keys = {name: key(other) for name, other in changed(method)}
+    assert key(method) == key(cls()) not in keys.values()
+    assert len(set(keys.values())) == len(keys)
+    newer = type(cls.__name__, (cls,), {"version": 99, "__module__": cls.__module__})
+    assert key(newer()) != key(method)
+
+
+def test_a_stage_holds_the_method_that_the_study_describes():
+    """Nothing is changed after planning: eq. 1 is one of the settings, and so is RA's count."""
+    study = plan(measures={"query": {"width": 8}, "query_alone": {}, "clean_retuning": {}})
+    cell = Cell("badnet", "ft", 0)
+    alone = study.taken("query_alone", cell).method
+    assert (alone.width, alone.form, alone.alpha) == (8, "paper", 0.0)
+    assert study.taken("clean_retuning", cell).method.poisoned == 0
+    assert study.taken("retuning", cell).method.poisoned == 3
+    for stage in study.stages():
+        assert not any(isinstance(value, Plan) for value in vars(stage).values())
+        assert pickle.loads(pickle.dumps(stage)).key == stage.key
+
+
+def test_the_code_of_a_users_own_method_is_part_of_its_key(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = []
+    for number, body in enumerate(("pass", "return None")):
+        code = f"from ppr_core.defenses import Defense\nclass Own(Defense):\n    def f(s): {body}\n"
+        (tmp_path / f"own{number}.py").write_text(code)
+        own = plan(defenses={"own": {"method": f"own{number}:Own"}})
+        found.append(own.purified(Cell("badnet", "own", 0)).key)
+    assert found[0] != found[1]
+
+
+def test_no_label_is_read_back():
+    """Labels are made for people; what a cell is stands in its fields."""
+    odd = plan(attacks={"a@b/c": {"method": "badnet"}}, defenses={"pam rho 3": {"method": "ft"}})
+    [cell] = odd.purified_cells("a@b/c", 0)
+    assert (cell.attack, cell.defense, cell.variant) == ("a@b/c", "pam rho 3", None)
+    assert odd.purified(cell).method == odd.defenses["pam rho 3", None]

@@ -1,11 +1,13 @@
+import itertools
+
 import pytest
 import torch
 from torch import nn
 
 from ppr_core.data.images import to_float
 from ppr_core.errors import CheckpointError, DataError
-from ppr_core.reactivation.perturbation import aimed, success
-from ppr_core.reactivation.triggers import Square, Universal, universal
+from ppr_core.reactivation.perturbation import aimed, success_rates
+from ppr_core.reactivation.triggers import Square, Triggers, Universal, universal
 from ppr_core.runtime import session
 from ppr_core.weights import snapshot
 from tests.conftest import tiny_model, tiny_set
@@ -93,6 +95,30 @@ def test_the_transfer_attack_never_touches_the_model():
     assert not torch.equal(outcome.tensors["direction"], alone.tensors["direction"])
 
 
+def test_the_transferred_trigger_is_none_of_the_others_where_epochs_are_saved(tmp_path):
+    """All searches of a stage share one folder of checkpoints; none goes on from another's."""
+    settings = Triggers(white_box=WHITE, queries=QUERIES, transfer=WHITE)
+    model, others = tiny_model(seed=1), [tiny_model(seed=2)]
+
+    def searched():
+        white = search(settings.white_box, model)
+        queries = search(settings.queries, model)
+        transferred = search(settings.transfer, model, surrogates=others)
+        return [outcome.tensors["direction"] for outcome in (white, queries, transferred)]
+
+    plain = searched()
+    with session(checkpoint=tmp_path):
+        saved = searched()
+    with session(checkpoint=tmp_path):
+        resumed = searched()
+    for one, two in itertools.combinations(plain, 2):
+        assert not torch.equal(one, two)
+    for expected, first, again in zip(plain, saved, resumed, strict=True):
+        assert torch.equal(expected, first)
+        assert torch.equal(expected, again)
+    assert {path.stem for path in tmp_path.iterdir()} == {"white_box", "transfer"}
+
+
 def test_square_search_uses_answers_only_and_counts_them():
     class Counted(nn.Module):
         def __init__(self):
@@ -153,7 +179,7 @@ def test_the_control_reaches_a_target_from_clean_images():
     """A universal perturbation of a large budget fools a model that has no backdoor."""
     model = tiny_model(seed=1)
     outcome = search(WHITE.replace(eps=0.5), model)
-    before, after = success(
+    before, after = success_rates(
         {"m": model}, aimed(tiny_set(), 1), universal(outcome.tensors), [0, 0.5]
     )["m"]
     assert after > before

@@ -11,7 +11,7 @@ from ppr_core.reactivation.perturbation import (
     aimed,
     along,
     frozen,
-    success,
+    success_rates,
     sweep,
     transfer,
     within,
@@ -59,15 +59,18 @@ def test_each_budget_is_judged_by_itself():
     # 100/255 is 0.392: 0.1 more passes 0.45, 0.2 more passes 0.55.
     models = {"low": Bright(0.45), "high": Bright(0.55)}
     hit = aimed(grey(), 0)
-    assert success(models, hit, up, [0, 0.1, 0.2]) == {"low": [0, 100, 100], "high": [0, 0, 100]}
+    assert success_rates(models, hit, up, [0, 0.1, 0.2]) == {
+        "low": [0, 100, 100],
+        "high": [0, 0, 100],
+    }
 
 
 def test_one_pass_agrees_with_a_pass_for_each_budget(model):
     data = aimed(tiny_set(40), 2)
     perturb = along(lambda images: torch.sign(images - images.mean()))
     budgets = [index / 255 for index in range(0, 17, 4)]
-    one = success({"m": model}, data, perturb, budgets)["m"]
-    assert one == [success({"m": model}, data, perturb, [eps])["m"][0] for eps in budgets]
+    one = success_rates({"m": model}, data, perturb, budgets)["m"]
+    assert one == [success_rates({"m": model}, data, perturb, [eps])["m"][0] for eps in budgets]
     assert one[0] == attack_success_rate(model, data), "budget 0 is not the plain image"
 
 
@@ -137,10 +140,10 @@ def test_frozen_puts_back_also_after_an_error():
 
 def test_no_images_and_no_budgets_are_errors(model, data):
     with pytest.raises(DataError, match="at least one image"):
-        success({"m": model}, data.subset(torch.tensor([], dtype=torch.int64)), up, [EPS])
+        success_rates({"m": model}, data.subset(torch.tensor([], dtype=torch.int64)), up, [EPS])
     for budgets in ([], [-0.1]):
         with pytest.raises(ConfigError, match="budgets of 0 or above"):
-            success({"m": model}, data, up, budgets)
+            success_rates({"m": model}, data, up, budgets)
 
 
 def test_sign_noise_is_whole_budget_and_the_same_at_every_budget(data):
@@ -167,7 +170,7 @@ def test_targeted_pgd_reaches_the_target():
     # 100/255 is 0.392: 0.55 is 0.158 away.
     bright, mixed = Bright(0.55), grey(100, 3) + grey(90, 1)
     attack = TargetedPgd(iterations=10).on(bright, 0)
-    assert success({"m": bright}, aimed(mixed, 0), attack, [0, 0.1, 0.17, 0.3])["m"] == [
+    assert success_rates({"m": bright}, aimed(mixed, 0), attack, [0, 0.1, 0.17, 0.3])["m"] == [
         0,
         0,
         75,

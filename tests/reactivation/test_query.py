@@ -3,12 +3,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ppr_core.config import ConfigError
 from ppr_core.data.images import to_float
 from ppr_core.errors import CheckpointError, DataError
 from ppr_core.models.base import Normalise
 from ppr_core.reactivation import query
-from ppr_core.reactivation.perturbation import EPS, aimed, along, success
+from ppr_core.reactivation.perturbation import EPS, aimed, along, success_rates
 from ppr_core.reactivation.query import PAPER_ALPHAS, Generator, Query, generator_of
 from ppr_core.runtime import session
 from ppr_core.training import capture
@@ -54,7 +53,7 @@ def test_defaults_are_the_published_ones():
 
 @pytest.mark.parametrize("form", ["code", "paper"])
 def test_recording_its_steps_changes_nothing(form, monkeypatch, recorder):
-    """What it says that its loss writes (`writes` of `fit`) is the truth."""
+    """Its step is capturable (see `fit`), as it says."""
     method = FAST.replace(form=form)
     eager = run(method)
     monkeypatch.setattr(capture.Step, "worth", 1)
@@ -240,7 +239,7 @@ def test_it_carries_the_retuned_answers_over():
         outcome = run(method, purified, relearned, Bright(0.3))
         perturb = along(generator_of(outcome.tensors))
         unseen = aimed(tiny_set(40, seed=9), 0)
-        rates = success({"purified": purified}, unseen, perturb, [0, 0.3])["purified"]
+        rates = success_rates({"purified": purified}, unseen, perturb, [0, 0.3])["purified"]
     assert outcome.history[-1]["loss"] < 0.1 * outcome.history[0]["loss"]
     assert rates == [0.0, 100.0]
 
@@ -262,7 +261,7 @@ def test_the_surrogate_holds_it_back():
         )
         perturb = along(generator_of(outcome.tensors))
         unseen = aimed(tiny_set(40, seed=9), 0)
-        rates = success({"purified": purified}, unseen, perturb, [0.3])["purified"]
+        rates = success_rates({"purified": purified}, unseen, perturb, [0.3])["purified"]
     assert rates == [0.0]
 
 
@@ -278,7 +277,5 @@ def test_errors(data):
     ):
         with pytest.raises(DataError, match=message):
             run(method)
-    with pytest.raises(ConfigError, match="model with normalise"):
-        run(FAST, torch.nn.Linear(2, 2))
     assert shrink(Query()).width == 2
     assert query.PREFIX == "generator."

@@ -142,7 +142,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(data, tmp_path, monkeypat
     monkeypatch.setattr("ppr_core.training.checkpoint.Checkpoint.interval_s", 0.0)
     schedule = PLAIN.replace(epochs=4, crop=1, decay="cosine")
     whole = tiny_model()
-    expected = fit(whole, data, schedule, rng=seeded(), name="train")
+    expected = fit(whole, data, schedule, rng=seeded(), resume="train")
 
     class Killed(Exception):
         pass
@@ -152,11 +152,11 @@ def test_a_killed_training_goes_on_to_the_same_weights(data, tmp_path, monkeypat
             raise Killed
 
     with pytest.raises(Killed), session(checkpoint=tmp_path, report=kill):
-        fit(tiny_model(), data, schedule, rng=seeded(), name="train")
+        fit(tiny_model(), data, schedule, rng=seeded(), resume="train")
     resumed = tiny_model(seed=9)  # whatever it starts from, the checkpoint replaces it
     seen = []
     with session(checkpoint=tmp_path, report=lambda n, h, e: seen.append(len(h))):
-        history = fit(resumed, data, schedule, rng=seeded(), name="train")
+        history = fit(resumed, data, schedule, rng=seeded(), resume="train")
     assert seen == [3, 4]
     assert [r["loss"] for r in history] == [r["loss"] for r in expected]
     for name, tensor in whole.state_dict().items():
@@ -176,22 +176,47 @@ def test_a_damaged_or_unsafe_checkpoint_is_refused(data, tmp_path, content, caps
     else:
         path.write_bytes(content)
     with session(checkpoint=tmp_path), pytest.raises(CheckpointError, match="delete that file"):
-        fit(tiny_model(), data, PLAIN, rng=seeded(), name="train")
+        fit(tiny_model(), data, PLAIN, rng=seeded(), resume="train")
     assert "a pickle ran" not in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_other_shapes_is_refused(data, tmp_path):
     with session(checkpoint=tmp_path):
-        fit(tiny_model(classes=4), data, PLAIN, rng=seeded(), name="train")
-        with pytest.raises(CheckpointError, match=r"expected linear.weight of shape \(7"):
-            fit(tiny_model(classes=7), data, PLAIN, rng=seeded(), name="train")
+        fit(tiny_model(classes=4), data, PLAIN, rng=seeded(), resume="train")
+    with (
+        session(checkpoint=tmp_path),
+        pytest.raises(CheckpointError, match=r"expected linear.weight of shape \(7"),
+    ):
+        fit(tiny_model(classes=7), data, PLAIN, rng=seeded(), resume="train")
 
 
-def test_named_trainings_are_evaluated_each_epoch_and_others_never(data):
+def test_two_resumable_trainings_of_one_name_are_an_error(data, tmp_path):
+    with session(checkpoint=tmp_path):
+        fit(tiny_model(), data, PLAIN, rng=seeded(), resume="train")
+        fit(tiny_model(), data, PLAIN, rng=seeded())  # not resumable: it has no name to share
+        fit(tiny_model(), data, PLAIN, rng=seeded(), resume="other")
+        taken = []
+        with pytest.raises(ConfigError, match="got 'train' a second time"):
+            fit(
+                tiny_model(),
+                data,
+                PLAIN.replace(epochs=9),
+                rng=seeded(),
+                resume="train",
+                after_step=lambda: taken.append(1),
+            )
+        assert taken == [], "it is an error before any work is done"
+    with session(checkpoint=tmp_path):  # after a kill, another session has the name again
+        fit(tiny_model(), data, PLAIN, rng=seeded(), resume="train")
+    for _ in range(2):  # without a folder nothing is resumed, so nothing can collide
+        fit(tiny_model(), data, PLAIN, rng=seeded(), resume="train")
+
+
+def test_a_training_is_evaluated_each_epoch_where_it_asks_for_that(data):
     with session(evaluate=lambda model: {"c_acc": 50.0}):
-        named = fit(tiny_model(), data, PLAIN, rng=seeded(), name="train")
-        other = fit(tiny_model(), data, PLAIN, rng=seeded())
-    assert [record["c_acc"] for record in named] == [50.0, 50.0]
+        asked = fit(tiny_model(), data, PLAIN, rng=seeded(), evaluate=True)
+        other = fit(tiny_model(), data, PLAIN, rng=seeded(), resume="train")
+    assert [record["c_acc"] for record in asked] == [50.0, 50.0]
     assert all("c_acc" not in record for record in other)
 
 
@@ -242,13 +267,13 @@ HOOKS = {
     "adam": {"optimizer": lambda m: torch.optim.Adam(m.parameters(), 1e-3, amsgrad=True)},
     "half-done": {"optimizer": lambda m: stepped(m)},
     "on_batch apart": {"on_batch": lambda m: numbered_noise()},
-    "on_batch recorded": {"on_batch": lambda m: negated, "writes": lambda m: ()},
+    "on_batch captured": {"on_batch": lambda m: negated, "capturable": lambda m: True},
     "after_step": {"after_step": lambda m: keep_norm(m.linear.weight)},
     "sam": {
         "gradient": lambda m: sam_gradient(m.parameters(), 0.5, freeze_bn_model=m),
-        "writes": lambda m: (),
+        "capturable": lambda m: True,
     },
-    "pam": {"gradient": lambda m: path_gradient(m.parameters(), 0.5), "writes": lambda m: ()},
+    "pam": {"gradient": lambda m: path_gradient(m.parameters(), 0.5), "capturable": lambda m: True},
 }
 
 
@@ -291,8 +316,8 @@ def test_a_recorded_step_is_the_step(hooks, monkeypatch, recorder):
     ],
 )
 def test_the_stand_in_refuses_what_cuda_would(change, monkeypatch, recorder):
-    with pytest.raises(AssertionError, match="cannot be recorded"):
-        compute(True, monkeypatch, on_batch=lambda m: change, writes=lambda m: ())
+    with pytest.raises(AssertionError, match="cannot be captured"):
+        compute(True, monkeypatch, on_batch=lambda m: change, capturable=lambda m: True)
 
 
 def test_hooks_that_say_nothing_are_not_recorded(monkeypatch, recorder):
@@ -313,8 +338,8 @@ def test_what_cannot_be_recorded_runs_as_it_stands_and_says_so(monkeypatch, capl
         work()
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(capture, "_recordable", lambda optimizer, batch: True)
-    monkeypatch.setattr(capture, "_recorded", refused)
+    monkeypatch.setattr(capture, "_can_capture", lambda optimizer, batch: True)
+    monkeypatch.setattr(capture, "_captured", refused)
     other = compute(True, monkeypatch)
     assert other[0] == eager[0] and other[2] == eager[2]
     assert all(torch.equal(other[1][name], tensor) for name, tensor in eager[1].items())
@@ -367,7 +392,7 @@ def test_every_graph_is_recorded_on_the_stream_of_its_warm_up_and_on_no_other(mo
     for name in ("Stream", "current_stream", "set_stream", "stream", "graph", "CUDAGraph"):
         monkeypatch.setattr(torch.cuda, name, getattr(cuda, name))
     for _ in range(2):
-        capture._recorded(lambda: seen.append(cuda.now), lambda: seen.append("put back"))
+        capture._captured(lambda: seen.append(cuda.now), lambda: seen.append("put back"))
     assert seen[:5] == ["side 1"] * 3 + ["put back", "side 1"]
     assert seen[5:] == ["side 2"] * 3 + ["put back", "side 2"]
     assert cuda.captured == ["side 1", "side 2"]
@@ -376,7 +401,7 @@ def test_every_graph_is_recorded_on_the_stream_of_its_warm_up_and_on_no_other(mo
 
 def test_a_rate_that_a_replay_would_not_read_is_never_recorded():
     batch = (torch.zeros(1),)
-    assert not capture._recordable(torch.optim.SGD([torch.zeros(1)], 0.1), batch)
+    assert not capture._can_capture(torch.optim.SGD([torch.zeros(1)], 0.1), batch)
 
 
 def test_models_of_one_shape_are_compiled_once(data, monkeypatch, recorder):
@@ -413,15 +438,15 @@ def test_a_slow_checkpoint_is_written_less_often(data, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", slow)
     monkeypatch.setattr(checkpoint.Checkpoint, "interval_s", 1e-6)
     with session(checkpoint=tmp_path):
-        fit(tiny_model(), data, PLAIN.replace(epochs=8), rng=seeded(), name="train")
+        fit(tiny_model(), data, PLAIN.replace(epochs=8), rng=seeded(), resume="train")
     assert len(written) == 2  # the first, and what is there at the end
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["plain", "on_batch recorded", "after_step", "sam", "pam"])
+@pytest.mark.parametrize("name", ["plain", "on_batch captured", "after_step", "sam", "pam"])
 def test_a_captured_step_trains_like_an_eager_one(name, monkeypatch):
-    real, captures, runs = capture._recorded, [], []
-    monkeypatch.setattr(capture, "_recorded", lambda *a: (real(*a), captures.append(name))[0])
+    real, captures, runs = capture._captured, [], []
+    monkeypatch.setattr(capture, "_captured", lambda *a: (real(*a), captures.append(name))[0])
     monkeypatch.setattr(capture.Step, "worth", 1)
     for captured in (False, True):
         model, cost = tiny_model().cuda(), Cost()

@@ -103,4 +103,4 @@ def fit_robust(
         return pgd(model, images, labels, **budget, rng=rng), labels
 
     hook = None if adversary == "none" else attacked
-    return fit(model, data, schedule, rng=rng, on_batch=hook, name="surrogate")
+    return fit(model, data, schedule, rng=rng, on_batch=hook, resume="surrogate")

@@ -6,13 +6,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ppr_core.models.activations import soft_mask
+
 CENTRE, SPREAD = 0.5, 0.25  # of pixels, as the networks take them
 
 
 class TriggerNetworks(nn.Module):
     """A pattern network, and a mask network that is trained before it.
 
-    Source: Nguyen and Tran 2020, arXiv:2010.08138, as BackdoorBench builds them.
+    Source: Nguyen and Tran 2020, arXiv:2010.08138, with the layers of the authors' release.
+
+    Differs from the authors' code: BackdoorBench's copy of them applies tanh twice, which holds
+    masks and patterns between 0.12 and 0.88; here, as in the release, it is applied once.
     """
 
     def __init__(self, width: int) -> None:
@@ -57,7 +62,7 @@ class _Network(nn.Module):
         maps = self.middle(maps)
         for stage in self.up:
             maps = stage(F.interpolate(maps, sizes.pop(), mode="bilinear"))
-        return _squash(maps.float())
+        return soft_mask(maps.float())
 
 
 def _block(inputs: int, outputs: int) -> nn.Sequential:
@@ -65,11 +70,6 @@ def _block(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), norm, nn.ReLU())
 
 
-def _squash(values: Tensor) -> Tensor:
-    """Map any values into (0, 1)."""
-    return torch.tanh(values) / (2 + 1e-7) + 0.5
-
-
 def sharpen(mask: Tensor) -> Tensor:
     """Push mask values in (0, 1) to either end."""
-    return _squash(20 * mask - 10)
+    return soft_mask(20 * mask - 10)

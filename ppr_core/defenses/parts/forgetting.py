@@ -24,7 +24,7 @@ def forget(
     decay_epoch: int | None = None,
     clip: float = 0.0,
 ) -> list[Record]:
-    """Climb the cross-entropy of clean images until hardly any is classified rightly.
+    """Raise the cross-entropy of clean images until hardly any is classified correctly.
 
     Args:
         model: changed in place.

@@ -1,4 +1,4 @@
-"""Look at what passes through layers."""
+"""Forward hooks: observe the inputs and outputs of layers."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +11,7 @@ Note = Callable[[str, Tensor, Tensor], None]
 
 @contextlib.contextmanager
 def watching(layers: Mapping[str, nn.Module], note: Note) -> Iterator[None]:
-    """Call `note(name, input, output)` whenever one of the layers has done its work."""
+    """Call `note(name, input, output)` after each forward pass of one of the layers."""
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
         return lambda layer, given, output: note(name, given[0], output)

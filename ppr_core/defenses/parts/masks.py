@@ -15,7 +15,7 @@ from ppr_core.defenses.parts.selection import need_validation
 from ppr_core.errors import need
 from ppr_core.method import Outcome, fork
 from ppr_core.metrics import clean_accuracy
-from ppr_core.models.base import batch_norms, clone, need_layers
+from ppr_core.models.base import batch_norms, clone
 from ppr_core.runtime import Record
 from ppr_core.weights import snapshot
 
@@ -124,6 +124,7 @@ class MaskPruning(Defense):
     """
 
     privileges: ClassVar[str] = "none; with select oracle_asr: test ASR and C-Acc"
+    needs: ClassVar[tuple[str, ...]] = ("batch norm",)
 
     select: Literal["max_tau_under_val_drop", "oracle_asr", "fixed"] = Field(
         "max_tau_under_val_drop",
@@ -143,11 +144,6 @@ class MaskPruning(Defense):
     def oracle(self) -> bool:
         """Only where the threshold is chosen by what it does to the test ASR."""
         return self.select == "oracle_asr"
-
-    def check(self, model: nn.Module, data: ImageSet) -> None:
-        """Raise ConfigError for a model without a channel to mask."""
-        use = f"{type(self).__name__} masks batch-norm channels"
-        need_layers(_maskable(model), use, "batch norm")
 
     def learn(self, model: nn.Module, data: ImageSet, *, rng: torch.Generator) -> Masks:
         """Learn the masks of a model that may be changed."""
@@ -178,25 +174,12 @@ class MaskPruning(Defense):
         validation: ImageSet | None = None,
         score: Judge | None = None,
     ) -> Outcome:
-        """Prune at the threshold that the rule chooses.
-
-        Args:
-            model: is changed.
-            data: clean images.
-            rng: of the masks, where they are not given.
-            state: the masks, from `prepare`.
-            validation: clean images for max_tau_under_val_drop.
-            score: a model's test figures for oracle_asr.
-
-        Raises:
-            DataError: tau is to be chosen, and there are no validation images.
-            ConfigError: it is to be chosen by test figures, which are not given.
-        """
+        """Prune at the threshold that the rule chooses."""
         judge = self._judge(validation, score)
         masks = dict(state or self.prepare(model, data, rng=rng))
         tau, info = self.tau, {}
         if judge:
-            rows = sweep(model, masks, self.tau_grid, judge)
+            rows = try_thresholds(model, masks, self.tau_grid, judge)
             tau, info = self._choose(rows), {"sweep": rows}
             if tau < 0:
                 info["warnings"] = ["no threshold tried keeps the accuracy: nothing was pruned"]
@@ -223,7 +206,7 @@ class MaskPruning(Defense):
         return (min(kept, key=lambda row: row["asr"]) if self.oracle else kept[-1])["tau"]
 
 
-def sweep(
+def try_thresholds(
     model: nn.Module,
     masks: Mapping[str, Tensor],
     taus: Iterable[float],

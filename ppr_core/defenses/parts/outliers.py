@@ -40,17 +40,7 @@ class OutlierPruning(Defense):
         rng: torch.Generator,
         validation: ImageSet | None = None,
     ) -> Outcome:
-        """Prune, at one limit or at the smallest of a grid that keeps the accuracy.
-
-        Args:
-            model: is changed.
-            data: clean images.
-            rng: of the images looked at.
-            validation: clean images that the limit is chosen on; needed with a grid only.
-
-        Raises:
-            DataError: the limit is to be chosen, and there are no validation images.
-        """
+        """Prune, at one limit or at the smallest of a grid that keeps the accuracy."""
         found, info = self.scores(model, data, rng=fork(rng, "scores")), {"u": self.u}
         if self.u_grid:
             pruned, info = strongest(

@@ -14,7 +14,7 @@ from ppr_core.weights import moved, norm, scaled_to
 def ascent(
     parameters: Sequence[Tensor], rho: float, *, adaptive: bool = False, per_tensor: bool = False
 ) -> list[Tensor]:
-    """Return the move to the point where SAM takes its gradient, from the `.grad` filled before.
+    """Return the move to the point where SAM evaluates its gradient; `.grad` is filled before.
 
     Source: Foret et al. 2021, arXiv:2010.01412; adaptive: Kwon et al. 2021,
     arXiv:2102.11600, with T the absolute weights and without their small eta.
@@ -44,9 +44,10 @@ def sam_gradient(
     share: float = 1.0,
     freeze_bn_model: nn.Module | None = None,
 ) -> Gradient:
-    """Return a way to fill gradients for `fit`: those of the loss at the point of `ascent`.
+    """Return SAM's gradient for `fit`: that of the loss at the weights moved by `ascent`.
 
-    Two passes a step. A parameter that the loss does not reach is neither moved nor stepped.
+    It takes two forward and backward passes a step. A parameter that the loss does not reach is
+    neither moved nor stepped.
 
     Args:
         parameters: what is moved, and put back bit for bit.

@@ -31,9 +31,9 @@ SOURCES: dict[str, type[TriggerSource]] = {
 
 
 class Unlearning(Defense):
-    """Rounds of looking for a trigger and of tuning on images that carry it, rightly labelled.
+    """Alternate trigger inversion with tuning on images that carry the trigger and true labels.
 
-    Subclasses say in `hooks` how they step.
+    Subclasses whose steps are not plain ones override `hooks`.
     """
 
     privileges: ClassVar[str] = (
@@ -62,8 +62,13 @@ class Unlearning(Defense):
         """Whether the source is handed the attacker's trigger."""
         return self.inversion.oracle
 
+    def needed(self) -> tuple[str, ...]:
+        """Return what the way to step and the source need of a model."""
+        return tuple(dict.fromkeys((*self.needs, *self.inversion.needs)))
+
     def check(self, model: nn.Module, data: ImageSet) -> None:
         """Raise ConfigError where the source cannot serve model or data."""
+        super().check(model, data)
         self.inversion.check(model, data)
 
     def preparation(self) -> dict[str, Any] | None:
@@ -87,16 +92,7 @@ class Unlearning(Defense):
         validation: ImageSet | None = None,
         trigger: Change | None = None,
     ) -> Outcome:
-        """Invert and tune.
-
-        Args:
-            model: is changed.
-            data: clean images.
-            rng: of everything drawn.
-            state: what `prepare` returned; it is computed where it is missing.
-            validation: held-out clean images; their accuracy is reported.
-            trigger: the attacker's stamp, where the source is an oracle.
-        """
+        """Invert and tune."""
         state = state or self.prepare(model, data, rng=fork(rng, "prepare"))
         return self.tune(model, data, state, rng=rng, validation=validation, trigger=trigger)
 
@@ -117,7 +113,7 @@ class Unlearning(Defense):
             return triggered_first(images, reverse, self.reversed_share), labels
 
         optimizer = make_optimizer(model.parameters(), self.tuning)
-        hooks = self.hooks(model, mix) | {"writes": () if self.inversion.replayable else None}
+        hooks = self.hooks(model, mix) | {"capturable": self.inversion.capturable}
         history, done = [], 0
         for number in range(1, self.rounds + 1):
             if number > 1:
@@ -131,25 +127,29 @@ class Unlearning(Defense):
             for record in records:
                 history.append({**record, "epoch": len(history) + 1, "round": number})
             done = number
-        info = {**self.inversion.findings(state), "rounds": done}
+        info = {"warnings": [], **self.inversion.findings(state), "rounds": done}
         if validation is not None and len(validation):
             info["val_c_acc"] = clean_accuracy(model, validation)
         return Outcome(model, history, info)
 
     def hooks(self, model: nn.Module, mix: Mix) -> dict[str, Any]:
-        """Return what `fit` needs to step as this defense does.
+        """Return the arguments of `fit` that make its steps this defense's.
+
+        Plainly: the cross-entropy of batches in which a share of the images is triggered.
 
         Args:
             model: as it was handed in.
             mix: triggers a share of the images of a batch.
         """
-        raise NotImplementedError(f"{type(self).__name__}.hooks")
+        return {"on_batch": mix}
 
 
 def triggered_first(images: Tensor, reverse: Change, share: float) -> Tensor:
     """Return a batch whose first int(share * B + 1) images are triggered.
 
-    A shuffled batch is in random order, so that the first are as good as any others.
+    A shuffled batch is in random order: the first are as good as any others.
+
+    Differs from the authors' code: theirs draws their places in the batch.
     """
     count = int(share * len(images) + 1)
     with torch.no_grad(), autocast(images.device):
@@ -158,7 +158,9 @@ def triggered_first(images: Tensor, reverse: Change, share: float) -> Tensor:
 
 
 class Stepping(Unlearning):
-    """Unlearning that steps by the gradient taken at a distance rho, which it can choose itself.
+    """Unlearning whose gradient is evaluated at a distance rho from the current weights.
+
+    With a grid, validation chooses rho.
 
     Source: Min et al. 2024, arXiv:2410.09838, sec. 4.2 (the largest rho of a grid at which clean
     accuracy stays above a floor). Differs from the paper: the floor is a drop from the accuracy
@@ -186,11 +188,7 @@ class Stepping(Unlearning):
         validation: ImageSet | None = None,
         trigger: Change | None = None,
     ) -> Outcome:
-        """Invert and tune, with the largest rho that clean accuracy allows.
-
-        Raises:
-            DataError: rho is to be chosen, and there are no validation images.
-        """
+        """Invert and tune, with the largest rho that clean accuracy allows."""
         given = {"rng": rng, "validation": validation, "trigger": trigger}
         if not self.rho_grid:
             return super().run(model, data, state=state, **given)
@@ -204,6 +202,6 @@ class Stepping(Unlearning):
             drop=self.c_acc_drop,
             floor=self.c_acc_floor,
         )
-        doubts = [*outcome.info.get("warnings", []), *info.get("warnings", [])]
-        outcome.info |= info | ({"warnings": doubts} if doubts else {})
+        doubts = [*outcome.info["warnings"], *info.get("warnings", [])]
+        outcome.info |= info | {"warnings": doubts}
         return outcome

@@ -19,7 +19,8 @@ class TriggerSource(Settings):
 
     version: ClassVar[int] = 1  # raise it when what it finds changes
     oracle: ClassVar[bool] = False  # it is given the attacker's own stamp
-    replayable: ClassVar[bool] = False  # a trigger is device work alone (see `writes` of `fit`)
+    capturable: ClassVar[bool] = False  # its triggers make no host reads or draws (see `fit`)
+    needs: ClassVar[tuple[str, ...]] = ()  # of the model, besides forward and parameters
     later: ClassVar[frozenset[str]] = frozenset()  # settings that the first round does not read
 
     def check(self, model: nn.Module, data: ImageSet) -> None:

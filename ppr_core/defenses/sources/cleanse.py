@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from ppr_core.config import Field
 from ppr_core.data.images import ImageSet
 from ppr_core.defenses.sources.base import Change, State, TriggerSource
-from ppr_core.defenses.sources.decoupling import mask
 from ppr_core.method import fork
+from ppr_core.models.activations import soft_mask
 from ppr_core.models.base import clone
 from ppr_core.training.fit import Schedule, fit
 
@@ -23,14 +23,15 @@ class Patch(NamedTuple):
     Attributes:
         mask: share of the pattern in each pixel.
         pattern: pixels.
-        norm: sum of the mask; all pixels where no patch was successful.
-        success: share of an epoch's images that it turned; 0 where it was not enough.
+        norm: sum of the mask; the number of pixels where no patch turned enough images.
+        turned: share of an epoch's images that it turned into the class; 0 where that was not
+            enough.
     """
 
     mask: Tensor
     pattern: Tensor
     norm: float
-    success: float
+    turned: float
 
 
 class Cleanse(TriggerSource):
@@ -45,7 +46,9 @@ class Cleanse(TriggerSource):
     schedule: Schedule = Field(SEARCH, description="search for each class, at the most")
     wanted: float = Field(0.98, ge=0, le=1, description="share of images that a patch must turn")
     weight: float = Field(1e-3, ge=0, description="weight of the mask's norm at first")
-    raise_by: float = Field(2.0, ge=1, description="its factor after enough successful epochs")
+    raise_by: float = Field(
+        2.0, ge=1, description="its factor after enough epochs that turn as many"
+    )
     lower_by: float = Field(2**1.5, ge=1, description="its divisor after enough others")
     patience: int = Field(5, ge=1, description="epochs in a row that are enough")
     stop_patience: int = Field(25, ge=1, description="epochs without gain that end a search")
@@ -66,7 +69,7 @@ class Cleanse(TriggerSource):
             old = (
                 Patch(*both, 0, 0) for both in zip(state["masks"], state["patterns"], strict=True)
             )
-            kept = [new if new.success else last for new, last in zip(found, old, strict=True)]
+            kept = [new if new.turned else last for new, last in zip(found, old, strict=True)]
             return {**state, **_stacked(kept)}
         norms = torch.tensor([patch.norm for patch in found])
         flagged = flag(norms, self.limit)
@@ -98,6 +101,9 @@ class Cleanse(TriggerSource):
             doubt = "no class stands out: the model is left as it is"
             return found | {"flagged": [], "warnings": [doubt]}
         flagged = state["flagged"].tolist()
+        if found["anomaly"] <= self.limit:
+            doubt = "uncertain label: no class stands out, and the smallest patch was taken"
+            found["warnings"] = [doubt]
         return found | {"label": flagged[0], "flagged": flagged}
 
     def search(
@@ -112,29 +118,31 @@ class Cleanse(TriggerSource):
         pace, hits = _Pace(self), torch.zeros((), device=device)
 
         def loss(pixels: Tensor, labels: Tensor) -> Tensor:
-            shape, pattern = map(mask, logits)
+            shape, pattern = map(soft_mask, logits)
             scores = frozen(put(pixels, shape, pattern))
             hits.add_((scores.argmax(1) == label).sum())
             target = torch.full_like(labels, label)
             return F.cross_entropy(scores, target) + pace.weight * shape.sum()
 
         hooks = {"loss": loss, "optimizer": optimizer, "parameters": logits, "train_mode": False}
-        best = Patch(*(mask(tensor.detach()) for tensor in logits), float(shape[1] * shape[2]), 0.0)
+        best = Patch(
+            *(soft_mask(tensor.detach()) for tensor in logits), float(shape[1] * shape[2]), 0.0
+        )
         for epoch in self.schedule.epoch_by_epoch(len(data)):
             hits.zero_()
             fit(frozen, data, epoch, rng=rng, **hooks)
-            success = float(hits) / min(epoch.steps * epoch.batch_size, len(data))
-            now, pattern = (mask(tensor.detach()) for tensor in logits)
+            turned = float(hits) / min(epoch.steps * epoch.batch_size, len(data))
+            now, pattern = (soft_mask(tensor.detach()) for tensor in logits)
             norm = float(now.sum())
-            if success >= self.wanted and norm < best.norm:
-                best = Patch(now, pattern, norm, success)
-            if pace.over(success, best):
+            if turned >= self.wanted and norm < best.norm:
+                best = Patch(now, pattern, norm, turned)
+            if pace.over(turned, best):
                 break
         return best
 
 
 class _Pace:
-    """The weight of the norm, and when to stop: both follow the success of the epochs."""
+    """The weight of the norm, and when to stop: both follow the share of images turned."""
 
     def __init__(self, settings: Cleanse) -> None:
         self.settings, self.weight = settings, settings.weight
@@ -142,10 +150,10 @@ class _Pace:
         self.moved: set[str] = set()
         self.least = float("inf")
 
-    def over(self, success: float, best: Patch) -> bool:
-        """Count an epoch; say whether the search has gone on long enough."""
+    def over(self, turned: float, best: Patch) -> bool:
+        """Count an epoch by the share of images turned; say whether the search shall end."""
         settings = self.settings
-        enough = success >= settings.wanted
+        enough = turned >= settings.wanted
         self.good, self.bad = (self.good + 1, 0) if enough else (0, self.bad + 1)
         if self.good == settings.patience:
             self.good, self.weight = 0, self.weight * settings.raise_by
@@ -153,7 +161,7 @@ class _Pace:
         if self.bad == settings.patience:
             self.bad, self.weight = 0, self.weight / settings.lower_by
             self.moved.add("down")
-        if best.success:
+        if best.turned:
             gained = best.norm < (1 - settings.gain) * self.least
             self.idle = 0 if gained else self.idle + 1
             self.least = min(self.least, best.norm)

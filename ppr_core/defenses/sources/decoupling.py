@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 from ppr_core.data.images import ImageSet, to_float
 from ppr_core.metrics import EVAL_BATCH, evaluating
+from ppr_core.models.activations import soft_mask
+from ppr_core.models.base import features_of, normalise_of
 from ppr_core.runtime import autocast
 from ppr_core.training.fit import Schedule, fit
 from ppr_core.weights import State, snapshot
@@ -34,16 +36,11 @@ class Pass(NamedTuple):
 
 def passed(reverse: Reverse, frozen: nn.Module, pixels: Tensor) -> Pass:
     """Send pixels through generator and classifier; gradients reach the generator only."""
-    images = frozen.normalise(pixels)
+    images = normalise_of(frozen)(pixels)
     found = reverse(images).float()
     with torch.no_grad():
-        features = frozen.features_of(images)
-    return Pass(images, found, features.float(), frozen.features_of(found).float())
-
-
-def mask(logits: Tensor) -> Tensor:
-    """Return the mask in (0, 1) of its logits."""
-    return torch.tanh(logits) / (2 + 1e-7) + 0.5
+        features = features_of(frozen, images)
+    return Pass(images, found, features.float(), features_of(frozen, found).float())
 
 
 def decoupled(
@@ -57,17 +54,17 @@ def decoupled(
 
     def features(pixels: Tensor) -> Tensor:
         with torch.no_grad():
-            return frozen.features_of(frozen.normalise(pixels))
+            return features_of(frozen, normalise_of(frozen)(pixels))
 
     shape = features(to_float(data.images[:1])).shape
     logits = torch.randn(shape, generator=rng).to(data.device).requires_grad_()
 
     def loss(pixels: Tensor, labels: Tensor) -> Tensor:
-        maps, benign = features(pixels), mask(logits)
+        maps, benign = features(pixels), soft_mask(logits)
         kept = F.cross_entropy(frozen.head(benign * maps), labels)
         return kept - F.cross_entropy(frozen.head((1 - benign) * maps), labels)
 
-    fit(frozen, data, schedule, rng=rng, loss=loss, parameters=[logits], writes=())
+    fit(frozen, data, schedule, rng=rng, loss=loss, parameters=[logits], capturable=True)
     return logits.detach()
 
 
@@ -87,6 +84,17 @@ def label_loss(before: Tensor, after: Tensor, *, double: bool) -> Tensor:
 
 
 @torch.no_grad()
+def image_error(reverse: Reverse, model: nn.Module, data: ImageSet) -> Tensor:
+    """Return the MSE, normalised units, between all images and what a generator makes of them."""
+    total = torch.zeros((), device=data.device)
+    with autocast(data.device):
+        for part in data.images.split(EVAL_BATCH):
+            images = model.normalise(to_float(part))
+            total += F.mse_loss(reverse(images).float(), images) * len(part)
+    return total / len(data)
+
+
+@torch.no_grad()
 def votes(
     reverse: Reverse, model: nn.Module, data: ImageSet, *, noise: float, rng: torch.Generator
 ) -> Tensor:
@@ -102,9 +110,9 @@ def votes(
     counts = torch.zeros(data.num_classes, dtype=torch.int64, device=data.device)
     with evaluating(model), autocast(data.device):
         for part in data.images.split(EVAL_BATCH):
-            images = model.normalise(to_float(part))
+            images = normalise_of(model)(to_float(part))
             images = images + noise * torch.randn(part.shape, generator=rng).to(images)
-            predicted = model.head(model.features_of(reverse(images))).argmax(1)
+            predicted = model.head(features_of(model, reverse(images))).argmax(1)
             counts += predicted.bincount(minlength=len(counts))
     return counts
 

@@ -13,19 +13,22 @@ from ppr_core.defenses.sources.decoupling import (
     BestEpoch,
     Pass,
     decoupled,
+    image_error,
     label_loss,
-    mask,
     passed,
     votes,
 )
 from ppr_core.defenses.sources.unet import MULTIPLE, fresh, load, load_slots, saved
 from ppr_core.errors import need
 from ppr_core.method import fork
-from ppr_core.models.base import clone, need_parts
+from ppr_core.models.activations import soft_mask
+from ppr_core.models.base import clone, normalise_of
 from ppr_core.training.fit import Schedule, fit, make_optimizer
 
 EXTREME = 0.05  # a mask whose mean is this near to 0 or 1 no longer tells features apart
 SURE = 0.5  # share of the votes below which a label is uncertain
+MOST = 0.5  # share of the search's steps above which too many went into the image error
+MEASURED = ("start_error", "norm_share")
 
 
 class Inversion(TriggerSource):
@@ -39,7 +42,8 @@ class Inversion(TriggerSource):
     """
 
     source: ClassVar[str] = "Xu et al. 2024, ICLR, OpenReview Tw9wemV6cb (BTI-DBF)"
-    replayable: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("features and head",)
+    capturable: ClassVar[bool] = True
     later: ClassVar[frozenset[str]] = frozenset({"regenerate_each_round", "early_stop"})
 
     width: int = Field(32, ge=1, description="channels of the generator's first level")
@@ -69,7 +73,9 @@ class Inversion(TriggerSource):
         False, description="keep the generator of the epoch that moved backdoor features most"
     )
     regenerate_each_round: bool = Field(
-        True, description="train the generator in every round; off: what the released code does"
+        True,
+        description="train the generator in every round, as BTI's released code does; off: keep "
+        "the first round's, as the released PAM and BTI+SAM do",
     )
     early_stop: bool = Field(False, description="stop when a later round finds another label")
 
@@ -81,17 +87,19 @@ class Inversion(TriggerSource):
             f"expected images whose sides are divisible by {MULTIPLE}, as the generator halves "
             f"them four times, got {height}x{width}; resize the data set",
         )
-        need_parts(model, "normalise", "features_of", "head")
 
     def invert(
         self, model: nn.Module, data: ImageSet, *, rng: torch.Generator, state: State
     ) -> dict[str, Tensor]:
         """Decouple, train the generator, and let the images vote for the target label.
 
-        Differs from the authors' code: the generator is trained in later rounds as well, unless
-        `regenerate_each_round` is off; a leftover switch keeps theirs as it is after the first.
+        The generator is trained in later rounds as well, as in BTI's own code.
+
+        Differs from the authors' code: that of PAM and BTI+SAM keeps the first round's generator,
+        by a leftover switch; turn `regenerate_each_round` off for it.
         """
         frozen = clone(model).eval().requires_grad_(False)
+        found = dict(state)
         generator = fresh(self.width, data.images.shape[1], fork(rng, "generator"), data.device)
         optimizer = make_optimizer(generator.parameters(), self.generate)
         if state:
@@ -99,11 +107,12 @@ class Inversion(TriggerSource):
             load_slots(optimizer, state)
         else:
             self._pretrain(generator, frozen, data, fork(rng, "pretrain"))
-        found = dict(state)
+            found["start_error"] = image_error(self.reverse(generator, frozen), frozen, data)
         if not state or self.regenerate_each_round:
             logits = decoupled(frozen, data, self.decouple, rng=fork(rng, "decouple"))
             search = fork(rng, "generate")
-            self._generate(generator, frozen, data, mask(logits), state, optimizer, search)
+            args = (generator, frozen, data, soft_mask(logits), state, optimizer, search)
+            found.setdefault("norm_share", self._generate(*args))
             found |= saved(generator, optimizer) | {"mask_logits": logits}
         reverse = self.reverse(generator, model)
         counts = votes(reverse, model, data, noise=self.noise, rng=fork(rng, "vote"))
@@ -118,29 +127,39 @@ class Inversion(TriggerSource):
         device, channels = next(model.parameters()).device, len(state["generator.out.bias"])
         generator = fresh(self.width, channels, torch.Generator(), device)
         reverse = self.reverse(load(generator, state), model)
-        return lambda pixels: model.normalise.inverse(reverse(model.normalise(pixels)).float())
+        normalise = normalise_of(model)
+        return lambda pixels: normalise.inverse(reverse(normalise(pixels)).float())
 
     def findings(self, state: State) -> dict[str, Any]:
-        """Return the label, its share of the votes, the mask's mean, and doubts about them."""
+        """Return what the first round found (label, votes, mask, image errors), and doubts."""
         share = float(state["votes"].max() / state["votes"].sum())
-        mean = float(mask(state["mask_logits"]).mean())
+        mean = float(soft_mask(state["mask_logits"]).mean())
         found = {"label": int(state["label"]), "label_votes": share, "mask_mean": mean}
-        doubts = []
-        if share < SURE:
-            doubts.append(f"uncertain label: it has only {share:.0%} of the votes")
-        if not EXTREME < mean < 1 - EXTREME:
-            doubts.append(f"saturated mask: its mean is {mean:.2f}; use fewer decouple.steps")
+        # Inversions that were saved before these two were measured do not hold them.
+        found |= {name: float(state[name]) for name in MEASURED if name in state}
+        error, spent = (found.get(name, 0.0) for name in MEASURED)
+        told = {
+            f"uncertain label: it has only {share:.0%} of the votes": share < SURE,
+            f"saturated mask: its mean is {mean:.2f}; use fewer decouple.steps": not (
+                EXTREME < mean < 1 - EXTREME
+            ),
+            f"unready generator: before the search its image MSE is {error:.2f}, above the "
+            f"norm_bound of {self.norm_bound:g}; use more pretrain.steps": error > self.norm_bound,
+            f"short search: {spent:.0%} of its steps only lowered the image MSE; use more "
+            "pretrain.steps or generate.steps": spent > MOST,
+        }
+        doubts = [text for text, so in told.items() if so]
         return found | ({"warnings": doubts} if doubts else {})
 
     def reverse(self, generator: nn.Module, model: nn.Module) -> Change:
         """Return the generator as a change of normalised images."""
         if not self.clamp_pixels:
             return generator
-        normalise = model.normalise
+        normalise = normalise_of(model)
         return lambda images: normalise(normalise.inverse(generator(images)).clamp(0, 1))
 
-    def search_loss(self, batch: Pass, benign: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the generator's loss, and how far it moved the features of the backdoor.
+    def search_loss(self, batch: Pass, benign: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the generator's loss, how far it moved backdoor features, if a bound is broken.
 
         Args:
             batch: one pass.
@@ -151,7 +170,7 @@ class Inversion(TriggerSource):
         kept, moved = (benign * change).square().mean(), ((1 - benign) * change).square().mean()
         broken = (near > self.norm_bound) | (kept > self.feat_bound)
         # Chosen on the device: to ask which bound is broken would wait for it at every step.
-        return torch.where(broken, near, self.benign_weight * kept - moved), moved
+        return torch.where(broken, near, self.benign_weight * kept - moved), moved, broken
 
     def _pretrain(
         self, generator: nn.Module, frozen: nn.Module, data: ImageSet, rng: torch.Generator
@@ -168,7 +187,7 @@ class Inversion(TriggerSource):
             label = label_loss(before.float(), after.float(), double=self.soft_ce == "reproduce")
             return label + moved + weight * near
 
-        fit(generator, data, self.pretrain, rng=rng, loss=loss, writes=())
+        fit(generator, data, self.pretrain, rng=rng, loss=loss, capturable=True)
 
     def _generate(
         self,
@@ -179,15 +198,21 @@ class Inversion(TriggerSource):
         state: State,
         optimizer: torch.optim.Optimizer,
         rng: torch.Generator,
-    ) -> None:
-        """Train the generator to move what is not benign (step 2)."""
+    ) -> Tensor:
+        """Train the generator to move what is not benign (step 2).
+
+        Returns:
+            The share of the steps that only lowered the image error.
+        """
         reverse = self.reverse(generator, frozen)
         best = BestEpoch(generator, self.generate.epoch_steps(len(data)))
+        spent = torch.zeros((), device=data.device)
 
         def loss(pixels: Tensor, labels: Tensor) -> Tensor:
             batch = passed(reverse, frozen, pixels)
-            value, moved = self.search_loss(batch, benign)
+            value, moved, broken = self.search_loss(batch, benign)
             best.add(moved)
+            spent.add_(broken)
             if "label" in state:  # known from the first round on
                 label = state["label"].to(labels.device).expand_as(labels)
                 value = value + F.cross_entropy(frozen.head(batch.reversed_features), label)
@@ -195,6 +220,8 @@ class Inversion(TriggerSource):
 
         compare = best.after_step if self.use_max_bd_feat else None
         hooks = {"loss": loss, "optimizer": optimizer, "after_step": compare}
-        fit(generator, data, self.generate, rng=rng, writes=[best.total], **hooks)
+        given = {"rng": rng, "capturable": True, "writes": [best.total, spent]}
+        fit(generator, data, self.generate, **given, **hooks)
         if best.weights:
             generator.load_state_dict(best.weights)
+        return spent / max(1, self.generate.total_steps(len(data)))

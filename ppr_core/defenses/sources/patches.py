@@ -14,8 +14,9 @@ from ppr_core.errors import DataError, need
 from ppr_core.method import fork
 from ppr_core.metrics import EVAL_BATCH
 from ppr_core.models.base import clone
-from ppr_core.runtime import autocast, seeded
+from ppr_core.runtime import autocast, seed_of, seeded
 from ppr_core.training.fit import Schedule, fit
+from ppr_core.weights import under
 
 TRAINING = Schedule(
     steps=625, optimizer="adam", lr=2e-4, batch_size=128, crop=0, flip=False, drop_last=True
@@ -23,7 +24,7 @@ TRAINING = Schedule(
 
 
 class PatchDistribution(TriggerSource):
-    """Train generators of patches, one a threshold of success, as varied as success allows.
+    """Train a generator of patches for each threshold of a class's probability, varied as can be.
 
     Classes are scanned at the middle threshold; the one that patches reach best is taken.
 
@@ -45,7 +46,9 @@ class PatchDistribution(TriggerSource):
     noise: float = Field(0.1, ge=0, description="spread of the noise on a patch, pixels in [0, 1]")
     average: float = Field(1e-3, gt=0, le=1, description="rate of the critic's moving average")
     width: int = Field(512, ge=1, description="hidden units of generator and critic")
-    limit: float = Field(0.5, ge=0, le=1, description="success below which no class is taken")
+    limit: float = Field(
+        0.5, ge=0, le=1, description="share of images turned below which no class is taken"
+    )
     schedule: Schedule = Field(TRAINING, description="of a generator and its critic")
 
     def check(self, model: nn.Module, data: ImageSet) -> None:
@@ -67,7 +70,7 @@ class PatchDistribution(TriggerSource):
             for label in range(data.num_classes):
                 nets.append(self.train(frozen, data, label, middle, fork(rng, "scan", label)))
                 change = self._change([nets[-1]], fork(rng, "try", label))
-                rates.append(success(frozen, data, change, label))
+                rates.append(share_turned(frozen, data, change, label))
             found["success"] = torch.tensor(rates)
             label = found["label"] = found["success"].argmax()
             scanned = {middle: nets[int(label)]}
@@ -89,8 +92,7 @@ class PatchDistribution(TriggerSource):
         """
         device, nets = next(model.parameters()).device, []
         for number in range(len(self.thresholds)):
-            prefix = f"generator.{number}."
-            own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            own = under(state, f"generator.{number}.")
             pixels = len(own["last.bias"])
             nets.append(Generator(pixels, self.width).to(device).eval())
             nets[-1].load_state_dict(own)
@@ -115,7 +117,7 @@ class PatchDistribution(TriggerSource):
     ) -> Generator:
         """Return a generator of patches that turn images into a class."""
         pixels, device = data.images.shape[1] * self.size**2, data.device
-        with seeded(rng):
+        with seeded(seed_of(rng)):
             net, critic = Generator(pixels, self.width), Critic(pixels, self.width)
         net, critic = net.to(device), critic.to(device)
         draws, mean = fork(rng, "draws"), torch.ones((), device=device)
@@ -166,7 +168,7 @@ class PatchDistribution(TriggerSource):
 
 
 @torch.no_grad()
-def success(frozen: nn.Module, data: ImageSet, change: Change, label: int) -> float:
+def share_turned(frozen: nn.Module, data: ImageSet, change: Change, label: int) -> float:
     """Return the share of the images outside a class that a change turns into it."""
     others = data.subset(data.labels != label)
     with autocast(data.device):

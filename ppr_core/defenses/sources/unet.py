@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ppr_core.runtime import seeded
-from ppr_core.weights import State, snapshot
+from ppr_core.runtime import seed_of, seeded
+from ppr_core.weights import State, snapshot, under
 
 LEVELS = 4  # halvings of the image
 MULTIPLE = 2**LEVELS  # what height and width of an image must be divisible by
@@ -70,7 +70,7 @@ class UNet(nn.Module):
 
 def fresh(width: int, channels: int, rng: torch.Generator, device: torch.device) -> UNet:
     """Return a U-Net with torch's default weights; the global generators are left untouched."""
-    with seeded(rng):
+    with seeded(seed_of(rng)):
         net = UNet(width, channels)
     return net.to(device, memory_format=torch.channels_last)
 
@@ -85,18 +85,14 @@ def saved(net: UNet, optimizer: torch.optim.Optimizer) -> State:
 
 def load(net: UNet, state: Mapping[str, Tensor]) -> UNet:
     """Put the weights that `saved` returned into a U-Net."""
-    net.load_state_dict(_part(state, "generator."))
+    net.load_state_dict(under(state, "generator."))
     return net
 
 
 def load_slots(optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
     """Put the slots that `saved` returned into an optimizer of the same parameters."""
     for index, parameter in enumerate(optimizer.param_groups[0]["params"]):
-        for slot, value in _part(state, f"optimizer.{index}.").items():
+        for slot, value in under(state, f"optimizer.{index}.").items():
             like = parameter if value.shape == parameter.shape else value.to(parameter.device)
             # In the parameter's own memory order, which fused optimizers ask for.
             optimizer.state[parameter][slot] = torch.empty_like(like).copy_(value)
-
-
-def _part(state: Mapping[str, Tensor], prefix: str) -> State:
-    return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}

@@ -1,99 +1,151 @@
-"""Section B of the claims: query-based reactivation (QRA)."""
+"""Section B of the claims: query-based reactivation (QRA).
 
-from ppr_core.reporting.claims.base import TEXT, Claim, varied
-from ppr_core.reporting.evidence import (
-    BASELINES,
-    FAR,
-    HIGH,
-    LOW,
+Every generator is learnt on a purified model and scored on five; the columns of `results.cells`
+say which (q: the authors' code, qe: eq. 2 with EP as surrogate, q1: eq. 1 alone).
+"""
+
+import pandas as pd
+
+from ppr_core.reporting.claims.base import (
+    CIFAR10,
+    MAIN,
+    RARE,
     Answer,
-    Evidence,
+    Claim,
     all_of,
-    at_least,
-    at_most,
-    every,
+    awake,
+    each_in,
+    leaving,
+    mean_in,
+    of_purified,
+    stands_in,
+)
+from ppr_core.reporting.claims.rules import bounds, tolerance, within
+from ppr_core.reporting.evidence import SETTING, Evidence, Scope, Span, purified
+
+# The clean model counts where EP is the surrogate. Where it was itself the surrogate, its low
+# score is trained in: the clean model counts that no generator saw.
+CONTROLS = {"qe": "qe_clean", "q": "q_unseen"}
+WHERE = Scope(
+    (*RARE, *(place for place in CIFAR10 if place not in MAIN)),
+    {"attack": ["badnet", "blended"]},
 )
 
-QRA = "the measure query"
+
+def _rise(e: Evidence) -> Answer | None:
+    rows = e.baselines("o_asr", "q_p_asr")
+    rows = rows.assign(rise=rows["q_p_asr"] - rows["o_asr"])
+    return of_purified(lambda k: mean_in(k, "rise", bounds(20), "rise"), rows, least=2)
 
 
-def _controls(e: Evidence) -> Answer:
-    """An ordinary perturbation takes clean images along; one that wakes a backdoor does not."""
-    gaps = [
-        e.woken(what, BASELINES) - e.woken(what, BASELINES, "c_asr")
-        for what in ("qra", "universal")
-    ]
-    return at_least(gaps[0] - gaps[1], FAR, "P-ASR over C-ASR: QRA's gap above a universal one's")
+def _leaves_clean(e: Evidence) -> Answer | None:
+    rows = e.baselines("o_asr", "q_c_asr")
+    return of_purified(lambda k: each_in(k, "q_c_asr", bounds(21), "C-ASR"), rows)
 
 
-def _query_everywhere(e: Evidence) -> Answer:
-    found = {s: here.mean("q_p_asr", BASELINES) for s, here in e.settings().items()}
-    found = {setting: value for setting, value in found.items() if value == value}
-    if not varied(found, 1, 2):
+def _stays_low(rows: pd.DataFrame, column: str) -> Answer | None:
+    return of_purified(lambda kept: mean_in(kept, column, bounds(22), column), rows)
+
+
+def _control(e: Evidence) -> Answer | None:
+    """Judge by the paper's form (EP as surrogate) where it was run, else by the unseen model."""
+    for form, control in CONTROLS.items():
+        rows = e.baselines("o_asr", f"{control}_c_asr", f"{control}_p_asr")
+        if not len(rows):
+            continue
+        parts = [_stays_low(rows, f"{control}_{what}_asr") for what in ("c", "p")]
+        if form == "q":
+            return leaving(all_of(*parts), "eq. 2 with EP as surrogate (query_ep): not measured")
+        return all_of(*parts)
+    return None
+
+
+def _alone(e: Evidence) -> Answer | None:
+    rows = e.baselines("o_asr", "q1_clean_p_asr")
+    return of_purified(lambda k: mean_in(k, "q1_clean_p_asr", bounds(23), "P-ASR"), rows)
+
+
+def _removed(e: Evidence) -> Answer | None:
+    rows = e.baselines("o_asr", "q1_clean_p_asr", "qe_clean_p_asr", "qe_p_asr")
+    rows = rows.assign(
+        fall=rows["q1_clean_p_asr"] - rows["qe_clean_p_asr"],
+        rise=rows["qe_p_asr"] - rows["o_asr"],
+    )
+    return all_of(
+        of_purified(lambda k: mean_in(k, "fall", bounds(24), "fall on the clean model"), rows),
+        of_purified(
+            lambda k: mean_in(k, "rise", within(tolerance("far")), "rise kept on purified models"),
+            rows,
+        ),
+    )
+
+
+def _no_ordinary(e: Evidence) -> Answer | None:
+    """An ordinary perturbation takes clean models and clean images along; this one does not."""
+    rows = e.baselines("o_asr", "q_p_asr", "q_unseen_p_asr")
+    rows = rows.assign(gap=rows["q_p_asr"] - rows["q_unseen_p_asr"])
+    what = "P-ASR above the unseen clean model's"
+    return all_of(
+        of_purified(lambda k: mean_in(k, "gap", bounds(25), what), rows),
+        _above_universal(e, purified(rows)),
+    )
+
+
+def _above_universal(e: Evidence, rows: pd.DataFrame) -> Answer | None:
+    if not len(e.queries) or not len(rows):
         return None
-    named = {f"{dataset} {model} {rate:g}": v for (dataset, model, rate), v in found.items()}
-    return every(named, lambda v: v >= HIGH, "P-ASR")
+    keys = [c for c in (*SETTING, "attack", "defense", "seed") if c in e.queries]
+    points = e.queries[e.queries["eps"] == e.queries["eps"].max()]
+    points = points.merge(rows[keys].drop_duplicates(), on=keys)
+    gap = (points["p_asr"] - points["c_asr"]).groupby([points["perturbation"], points["seed"]])
+    gap = gap.mean().unstack(0).reindex(columns=["qra", "universal"])
+    gap = (gap["qra"] - gap["universal"]).dropna()
+    if not len(gap):
+        return None
+    span = Span.of(gap)
+    text = f"P-ASR over C-ASR: QRA's gap above a universal one's {span}"
+    return Answer(span.against(*bounds(25)), text, rows, span.seeds)
+
+
+def _transfer(e: Evidence) -> Answer | None:
+    """Among purified baselines only: neither FT, PAM and oracles, nor what is not purified."""
+    if not len(e.transfers):
+        return None
+    rows = e.baselines("o_asr")
+    kept = purified(rows)
+    keys = [c for c in (*SETTING, "attack", "seed") if c in e.transfers]
+    pairs = e.transfers
+    for end in ("source", "target"):
+        known = kept[[*keys, "defense"]].drop_duplicates().rename(columns={"defense": end})
+        pairs = pairs.merge(known, on=[*keys, end])
+    pairs = pairs[pairs["source"] != pairs["target"]]
+    if pairs["source"].nunique() < 2:
+        return None
+    span = Span.of(pairs.groupby("seed")["p_asr"].mean())
+    text = f"P-ASR on the others {span} over {len(pairs)} pairs"
+    used = kept[kept["defense"].isin({*pairs["source"], *pairs["target"]})]
+    found = Answer(span.against(*bounds(26)), text, used, span.seeds)
+    dropped = len(e.transfers) - len(pairs)
+    why = f"{dropped} pairs with a model that is no purified baseline" if dropped else ""
+    return leaving(found, why, awake(rows), *stands_in(used))
+
+
+def _everywhere(e: Evidence) -> Answer | None:
+    rows = e.baselines("o_asr", "q_p_asr")
+    kept = purified(rows)
+    if kept["model"].nunique() < 2 or kept["poison_rate"].nunique() < 2:
+        return None
+    return of_purified(lambda k: each_in(k, "q_p_asr", bounds(27), "P-ASR", SETTING), rows)
 
 
 CLAIMS = [
-    Claim(
-        20,
-        "QRA raises ASR by 66 points on average",
-        QRA,
-        lambda e: at_least(
-            e.mean("q_p_asr", BASELINES) - e.mean("o_asr", BASELINES), 66.13 - FAR, "rise"
-        ),
-    ),
-    Claim(
-        21,
-        "QRA leaves clean images alone",
-        QRA,
-        lambda e: at_most(e.mean("q_c_asr", BASELINES), LOW, "C-ASR"),
-    ),
-    Claim(
-        22,
-        "QRA does nothing to the clean model",
-        QRA,
-        lambda e: all_of(
-            at_most(e.mean("q_c_asr", "clean"), LOW, "C-ASR"),
-            at_most(e.mean("q_p_asr", "clean"), LOW, "P-ASR"),
-        ),
-    ),
-    Claim(
-        23,
-        "Eq. 1 alone attacks the clean model, too",
-        "the measure query_alone",
-        lambda e: at_least(e.woken("qra, no surrogate", ["clean"]), HIGH, "P-ASR"),
-    ),
-    Claim(
-        24,
-        "The surrogate's term removes that",
-        "the measure query_alone",
-        lambda e: at_least(
-            e.woken("qra, no surrogate", ["clean"]) - e.woken("qra", ["clean"]), FAR, "fall"
-        ),
-    ),
-    Claim(
-        25,
-        "QRA is no ordinary adversarial perturbation",
-        "the measures query and controls",
-        _controls,
-    ),
-    Claim(
-        26,
-        "QRA transfers: 32 % ASR on the other models",
-        "the measure transfer",
-        lambda e: at_least(
-            float(e.transfers["p_asr"].mean()) if len(e.transfers) else float("nan"),
-            32.1 - FAR,
-            "P-ASR on the others",
-        ),
-    ),
-    Claim(
-        27,
-        "QRA works at other rates and on other models",
-        "studies of two rates and two models, with the measure query",
-        _query_everywhere,
-    ),
-    Claim(28, "QRA needs queries only", TEXT),
+    Claim(20, Scope(MAIN), _rise),
+    Claim(21, Scope(MAIN), _leaves_clean),
+    Claim(22, Scope(MAIN), _control),
+    Claim(23, Scope(MAIN), _alone),
+    Claim(24, Scope(MAIN), _removed),
+    Claim(25, Scope(MAIN), _no_ordinary),
+    Claim(26, Scope(MAIN), _transfer),
+    Claim(27, WHERE, _everywhere),
+    Claim(28),
 ]

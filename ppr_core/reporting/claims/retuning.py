@@ -1,192 +1,205 @@
 """Section A of the claims: the retuning attack (RA)."""
 
-from ppr_core.reporting.claims.base import FIVE, TEXT, Claim, gap, of_several, on_others, varied
-from ppr_core.reporting.evidence import (
-    BASELINES,
-    FAR,
-    HIGH,
-    IMPLANTED,
-    LITTLE,
-    LOW,
-    NEAR,
+from ppr_core.reporting.claims.base import (
+    CIFAR10,
+    EVERY,
+    MAIN,
+    OTHERS,
+    RARE,
     Answer,
-    Evidence,
+    Claim,
+    Test,
     all_of,
-    at_least,
-    at_most,
-    every,
+    awake,
+    each_in,
+    gap_in,
+    gaps,
+    leaving,
+    mean_in,
+    of_purified,
 )
+from ppr_core.reporting.claims.rules import bounds
+from ppr_core.reporting.evidence import SETTING, Evidence, Scope, Span, purified
 from ppr_core.reporting.results import PURIFIED_BELOW
 
+OTHER_SETS = {"dataset": ["cifar100", "tiny_imagenet"]}
 
-def _same_everywhere(e: Evidence) -> Answer:
-    rises: dict[str, dict[tuple, float]] = {}
-    for setting, here in e.settings().items():
-        for name, after in here.each("p_asr", purified=True).items():
-            rise = after - here.mean("o_asr", name, purified=True)
-            rises.setdefault(name, {})[setting] = rise
-    if not varied({setting for found in rises.values() for setting in found}, 0, 1, 2):
+
+def _wakes_all(e: Evidence) -> Answer | None:
+    rows = e.baselines("o_asr", "p_asr")
+    return of_purified(lambda kept: each_in(kept, "p_asr", bounds(1), "P-ASR"), rows)
+
+
+def _same_everywhere(e: Evidence) -> Answer | None:
+    rows = e.baselines("o_asr", "p_asr")
+    kept = purified(rows)
+    if any(kept[column].nunique() < 2 for column in SETTING) or kept["defense"].nunique() < 2:
         return None
-    several = {name: list(found.values()) for name, found in rises.items() if len(found) > 1}
-    ranges = {name: max(found) - min(found) for name, found in several.items()}
-    return every(ranges, lambda v: v <= FAR, "range of the rise")
-
-
-def _best_of_baselines(e: Evidence) -> Answer:
-    found = e.each("o_asr")
-    if not {"anp", "fst"} < set(found):
+    kept = kept.assign(rise=kept["p_asr"] - kept["o_asr"])
+    rises = kept.groupby(["defense", *SETTING, "seed"])["rise"].mean()
+    ranges = rises.groupby(["defense", "seed"]).agg(lambda r: r.max() - r.min())
+    several = rises.groupby(["defense", "seed"]).size() > 1
+    table = ranges[several].rename("range").reset_index()
+    found = each_in(table, "range", bounds(2), "range of the rise over settings", ["defense"])
+    if found is None:
         return None
-    ranked = sorted(found, key=found.get)
-    text = ", ".join(f"{name} {found[name]:.1f}" for name in ranked)
-    return set(ranked[:2]) == {"anp", "fst"}, f"O-ASR: {text}"
+    return leaving(Answer(found.status, found.ours, kept, found.seeds), awake(rows))
 
 
-def _ten_samples(e: Evidence) -> Answer:
-    ten = e.at(attack="badnet", ra_poisons=10)
-    return at_least(ten.mean("p_asr", "clean") - ten.mean("o_asr", "clean"), FAR, "rise")
+def _come_back(e: Evidence) -> Answer | None:
+    parts = []
+    for name in ("anp_oracle", "fst"):
+        limits = bounds(3, name)
+        rows = e.of(name, "o_asr", "p_asr")
+        what = f"P-ASR of {name}"
+        parts.append(
+            of_purified(lambda k, b=limits, w=what: mean_in(k, "p_asr", b, w), rows, least=1)
+        )
+    return all_of(*parts)
 
 
-def _quick(e: Evidence) -> Answer:
-    if not len(e.histories):
+def _best_of_baselines(e: Evidence) -> Answer | None:
+    rows = e.baselines("o_asr")
+    best = rows[rows["defense"].isin(["anp_oracle", "fst"])]
+    rest = rows[~rows["defense"].isin(["anp_oracle", "anp", "fst"])]
+    if best["defense"].nunique() < 2 or not len(rest):
         return None
-    rows = e.histories[e.histories["defense"].isin(BASELINES)]
-    mean = rows.groupby("epoch")["asr"].mean()
-    if len(mean) < 3:
+    parts = []
+    for name in ("anp_oracle", "fst"):
+        gap = gaps(best[best["defense"] == name], rest, "o_asr", best="min")
+        gap["gap"] = -gap["gap"]
+        parts.append(gap_in(gap, bounds(4), f"O-ASR of the best other above {name}'s"))
+    return all_of(*parts)
+
+
+def _ten_samples(e: Evidence) -> Answer | None:
+    rows = e.of("clean", "o_asr", "p_asr")
+    return mean_in(rows.assign(rise=rows["p_asr"] - rows["o_asr"]), "rise", bounds(10), "rise")
+
+
+def _quick(e: Evidence) -> Answer | None:
+    rows = purified(e.baselines("o_asr", "p_asr"))
+    if not len(e.histories) or rows["defense"].nunique() < 2:
         return None
-    share = (mean.loc[2] - mean.loc[0]) / max(mean.iloc[-1] - mean.loc[0], 1e-9)
-    return at_least(100 * float(share), HIGH, "percent of the rise within two epochs")
-
-
-def _most_fail(e: Evidence) -> Answer:
-    found = e.each("o_asr")
-    if len(found) < 2:
+    keys = [c for c in ("dataset", "model", "attack", "defense", "seed") if c in e.histories]
+    course = e.histories.merge(rows[keys].drop_duplicates(), on=keys)
+    shares = {}
+    for seed, part in course.groupby("seed"):
+        mean = part.groupby("epoch")["asr"].mean()
+        if len(mean) > 3 or (len(mean) == 3 and 2 in mean.index):
+            rise = max(mean.iloc[-1] - mean.iloc[0], 1e-9)
+            shares[seed] = 100 * (mean.loc[2] - mean.iloc[0]) / rise
+    if not shares:
         return None
-    left = sum(value > PURIFIED_BELOW for value in found.values())
-    text = f"{left} of {len(found)} baselines leave an O-ASR above {PURIFIED_BELOW:g}"
-    return left > len(found) / 2, text
+    span = Span.of(list(shares.values()))
+    text = f"percent of the rise within two epochs {span}"
+    return Answer(span.against(*bounds(11)), text, rows, span.seeds)
 
 
-def _dashes(e: Evidence) -> Answer:
-    dense, rare = e.at(model="densenet161", attack="badnet"), e.at(poison_rate=0.01)
+def _asleep_not_gone(e: Evidence) -> Answer | None:
+    rows = e.baselines("o_asr", "p_asr")
+    return of_purified(lambda kept: each_in(kept, "p_asr", bounds(12), "P-ASR", SETTING), rows)
+
+
+def _less_than_exact(e: Evidence) -> Answer | None:
+    rows = e.of("bti", "o_asr", "p_asr")
+    gap = gaps(purified(rows), e.of("ep", "p_asr"), "p_asr")
+    return leaving(gap_in(gap, bounds(13), "P-ASR of BTI above EP's"), awake(rows))
+
+
+def _most_fail(number: int) -> Test:
+    def ask(e: Evidence) -> Answer | None:
+        rows = e.baselines("o_asr")
+        if rows["defense"].nunique() < 2:
+            return None
+        rows = rows.assign(left=100.0 * (rows["o_asr"] > PURIFIED_BELOW))
+        what = f"percent of the cells with an O-ASR above {PURIFIED_BELOW:g}"
+        return mean_in(rows, "left", bounds(number), what)
+
+    return ask
+
+
+def _no_label_consistent(e: Evidence) -> Answer | None:
+    rows = e.of("none", "o_asr")
+    if rows["dataset"].nunique() < 2:
+        return None
+    return each_in(rows, "o_asr", bounds(15), "ASR of LC", ["dataset"])
+
+
+def _dashes(e: Evidence) -> Answer | None:
+    anp, sam = e.of("anp_oracle", "o_asr"), e.of("ft_sam", "o_asr")
+    anp = anp[(anp["model"] == "densenet161") & (anp["attack"] == "badnet")]
+    sam = sam[(sam["poison_rate"] == 0.01) & (sam["attack"] == "blended")]
     return all_of(
-        at_least(dense.mean("o_asr", "anp"), PURIFIED_BELOW, "O-ASR of ANP"),
-        at_least(rare.at(attack="blended").mean("o_asr", "ft_sam"), PURIFIED_BELOW, "of FT-SAM"),
+        mean_in(anp, "o_asr", bounds(16), "O-ASR of anp_oracle"),
+        mean_in(sam, "o_asr", bounds(16), "O-ASR of ft_sam"),
     )
 
 
-def _most_fail_below_one_percent(e: Evidence) -> Answer:
-    rates = e.at().cells["poison_rate"].unique()
-    return _most_fail(e.at(poison_rate=[rate for rate in rates if rate < 0.01]))
+def _pretrained_gain(e: Evidence) -> Answer | None:
+    rows = e.of("clean", "o_c_acc")
+    scratch = rows["model"].isin(["resnet18", "resnet18_imagenet from scratch"])
+    first, second = rows[~scratch], rows[scratch]
+    keys = ["dataset", "seed"]
+    gain = first.groupby(keys)["o_c_acc"].mean() - second.groupby(keys)["o_c_acc"].mean()
+    table = gain.dropna().rename("gain").reset_index()
+    if table["dataset"].nunique() < 2:
+        return None
+    found = each_in(table, "gain", bounds(18), "C-Acc gained by pretraining", ["dataset"])
+    return Answer(found.status, found.ours, rows, found.seeds)
 
 
-def _pretrained_gain(e: Evidence) -> Answer:
-    scratch = e.at(model=["resnet18", "resnet18_imagenet from scratch"])
-    gain = e.at(model="resnet18_imagenet").mean("o_c_acc", "clean")
-    return at_least(gain - scratch.mean("o_c_acc", "clean"), NEAR, "C-Acc gained")
+def _other_variant(e: Evidence) -> Answer | None:
+    gap = gaps(e.of("bti_p", "o_asr"), e.of("bti", "o_asr"), "o_asr")
+    return gap_in(gap, bounds(19), "O-ASR of BTI (P) above BTI (U)'s")
 
+
+def _clean_accuracy(e: Evidence) -> Answer | None:
+    rows = e.baselines("o_asr", "p_c_acc", "o_c_acc")
+    rows = rows.assign(change=rows["p_c_acc"] - rows["o_c_acc"])
+    return of_purified(lambda k: each_in(k, "change", bounds(9), "C-Acc change", SETTING), rows)
+
+
+def _stays_low(who: str, number: int) -> Test:
+    return lambda e: each_in(e.of(who, "p_asr"), "p_asr", bounds(number), "P-ASR")
+
+
+def _below_one_percent(rate: float) -> bool:
+    return 0 < rate < 0.01
+
+
+TEN = Scope((("cifar10", "resnet18", None),), {"ra_poisons": [10], "attack": ["badnet"]}, ("RA p",))
+RARER = Scope((("cifar10", "resnet18", None),), {"poison_rate": _below_one_percent}, ("poison r",))
+LABELS = Scope(
+    tuple((*place[:2], None) for place in OTHERS),
+    {**OTHER_SETS, "attack": ["lc"]},
+    ("attack lc", "RA poisoned", "poison rate"),
+)
+SCRATCH = Scope(
+    tuple((name, None, None) for name in OTHER_SETS["dataset"]),
+    OTHER_SETS,
+    ("pretrained", "training epochs", "training lr", "model resnet18"),
+)
+DASHES = Scope((("cifar10", "densenet161", 0.05), *RARE))
 
 CLAIMS = [
-    Claim(
-        1,
-        "RA wakes every purified model",
-        FIVE,
-        lambda e: every(e.each("p_asr", purified=True), lambda v: v >= HIGH, "P-ASR"),
-    ),
-    Claim(
-        2,
-        "RA's effect is the same across data sets, models and rates",
-        "studies of at least two of each, with two of the baselines",
-        _same_everywhere,
-    ),
-    Claim(
-        3,
-        "ANP and FST come back to about 82 and 85 % ASR",
-        "anp and fst through RA",
-        lambda e: all_of(
-            at_most(abs(e.mean("p_asr", "anp") - 82), FAR, "ANP: distance from 82:"),
-            at_most(abs(e.mean("p_asr", "fst") - 85), FAR, "FST: distance from 85:"),
-        ),
-    ),
-    Claim(4, "ANP and FST purify best", "anp, fst and another baseline", _best_of_baselines),
-    Claim(
-        5,
-        "The clean model stays low under RA",
-        "the clean control",
-        lambda e: at_most(e.mean("p_asr", "clean"), LOW, "P-ASR"),
-    ),
-    Claim(
-        6,
-        "EP stays low under RA",
-        "ep through RA",
-        lambda e: at_most(e.mean("p_asr", "ep"), LOW, "P-ASR"),
-    ),
-    Claim(7, "RA takes less than 1 % of the training poisons", TEXT),
-    Claim(8, "RA takes 1000 samples in all", TEXT),
-    Claim(
-        9,
-        "Clean samples keep C-Acc during RA",
-        FIVE,
-        of_several(
-            lambda e: at_least(
-                e.mean("p_c_acc", BASELINES) - e.mean("o_c_acc", BASELINES), -LITTLE, "C-Acc change"
-            )
-        ),
-    ),
-    Claim(
-        10,
-        "Ten BadNet samples would wake a clean model, too",
-        "a study of BadNet with retuning.poisoned: 10, and the clean control",
-        _ten_samples,
-    ),
-    Claim(11, "RA needs a few epochs only", FIVE, of_several(_quick)),
-    Claim(
-        12,
-        "A low ASR does not mean that the backdoor is gone",
-        FIVE,
-        of_several(
-            lambda e: all_of(
-                at_most(e.mean("o_asr", BASELINES, purified=True), PURIFIED_BELOW, "O-ASR"),
-                at_least(e.mean("p_asr", BASELINES, purified=True), HIGH, "P-ASR"),
-            )
-        ),
-    ),
-    Claim(
-        13,
-        "BTI, a proxy of EP, is less robust than EP",
-        "bti and ep through RA",
-        lambda e: at_least(gap(e, "p_asr", "bti", "ep"), FAR, "P-ASR of BTI above EP's"),
-    ),
-    Claim(
-        14,
-        "At 1 % most defenses fail against LC",
-        "a study of LC at 1 %, with two of the baselines",
-        lambda e: _most_fail(e.at(attack="lc", poison_rate=0.01)),
-    ),
-    Claim(
-        15,
-        "LC does not implant on CIFAR-100 and Tiny-ImageNet",
-        "studies of LC on both",
-        on_others(
-            lambda e: at_most(e.at(attack="lc").mean("o_asr", "none"), IMPLANTED, "ASR of LC")
-        ),
-    ),
-    Claim(
-        16,
-        "ANP fails on DenseNet-161 (BadNet), FT-SAM on Blended at 1 %",
-        "studies of both",
-        _dashes,
-    ),
-    Claim(
-        17,
-        "Most methods fail below a rate of 1 %",
-        "a study below 1 %, with two of the baselines",
-        _most_fail_below_one_percent,
-    ),
-    Claim(
-        18,
-        "Training CIFAR-100 and Tiny-ImageNet from scratch costs C-Acc",
-        "studies of resnet18_imagenet on both, pretrained and not, with the clean control",
-        on_others(_pretrained_gain),
-    ),
-    Claim(19, "BTI's unlearning purifies better than its other variant", "BTI's other variant"),
+    Claim(1, Scope(EVERY), _wakes_all),
+    Claim(2, Scope(EVERY), _same_everywhere),
+    Claim(3, Scope(CIFAR10), _come_back),
+    Claim(4, Scope(CIFAR10), _best_of_baselines),
+    Claim(5, Scope(EVERY), _stays_low("clean", 5)),
+    Claim(6, Scope(EVERY), _stays_low("ep", 6)),
+    Claim(7),
+    Claim(8),
+    Claim(9, Scope(EVERY), _clean_accuracy),
+    Claim(10, TEN, _ten_samples),
+    Claim(11, Scope(EVERY), _quick),
+    Claim(12, Scope(EVERY), _asleep_not_gone),
+    Claim(13, Scope(EVERY), _less_than_exact),
+    Claim(14, Scope(RARE, {"attack": ["lc"], "poison_rate": [0.01]}), _most_fail(14)),
+    Claim(15, LABELS, _no_label_consistent),
+    Claim(16, DASHES, _dashes),
+    Claim(17, RARER, _most_fail(17)),
+    Claim(18, SCRATCH, _pretrained_gain),
+    Claim(19, Scope(MAIN), _other_variant),
 ]

@@ -1,20 +1,19 @@
 """Section E of the claims: what every study rests on."""
 
-from ppr_core.reporting.claims.base import FIVE, Claim
-from ppr_core.reporting.evidence import IMPLANTED, at_least, every
-from ppr_core.reporting.results import PURIFIED_BELOW
+from ppr_core.reporting.claims.base import EVERY, Answer, Claim, each_in
+from ppr_core.reporting.claims.rules import bounds
+from ppr_core.reporting.evidence import SETTING, Evidence, Scope
 
-CLAIMS = [
-    Claim(
-        59,
-        "The attacks implant",
-        "a backdoored model",
-        lambda e: at_least(e.mean("o_asr", "none"), IMPLANTED, "ASR"),
-    ),
-    Claim(
-        60,
-        "The baselines purify",
-        FIVE,
-        lambda e: every(e.each("o_asr"), lambda v: v <= PURIFIED_BELOW, "O-ASR"),
-    ),
-]
+
+def _implanted(e: Evidence) -> Answer | None:
+    return each_in(e.of("none", "o_asr"), "o_asr", bounds(59), "ASR", SETTING)
+
+
+def _purify(e: Evidence) -> Answer | None:
+    rows = e.baselines("o_asr")
+    if rows["defense"].nunique() < 2:
+        return None
+    return each_in(rows, "o_asr", bounds(60), "O-ASR")
+
+
+CLAIMS = [Claim(59, Scope(EVERY), _implanted), Claim(60, Scope(EVERY), _purify)]

@@ -1,0 +1,59 @@
+"""`ppr ui`, `ppr lab` and `ppr dashboard`: servers on 127.0.0.1."""
+
+import argparse
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+
+from ppr_core.errors import ConfigError, need
+from ppr_core.lab.places import ROOT, environment
+
+
+def add(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Declare the commands."""
+    for name, run, port, text in (
+        ("ui", _ui, 5000, "open the MLflow UI on 127.0.0.1"),
+        ("lab", _lab, 8888, "open JupyterLab on 127.0.0.1"),
+        ("dashboard", _dashboard, 8866, "open the explorer as a web page (Voila) on 127.0.0.1"),
+    ):
+        command(name, run, text).add_argument("--port", type=int, default=port)
+
+
+def free_port(port: int) -> int:
+    """Return this port if it is free on 127.0.0.1, or the next free one."""
+    last = 65535
+    need(0 < port <= last, f"expected a port from 1 to {last}, got {port}")
+    for candidate in range(port, min(port + 99, last) + 1):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", candidate)) != 0:
+                return candidate
+    raise ConfigError(f"expected a free port from {port} on, got none; use --port")
+
+
+def _ui(arguments: argparse.Namespace) -> int:
+    from ppr_core.lab.store import Store
+
+    store, port = Store(), free_port(arguments.port)
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    print(f"MLflow UI on http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning")
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store.uri]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    return subprocess.call(command, env={**os.environ, **quiet})
+
+
+def _lab(arguments: argparse.Namespace) -> int:
+    port = free_port(arguments.port)
+    command = [sys.executable, "-m", "jupyterlab", "--ip=127.0.0.1", f"--port={port}"]
+    command += [f"--ServerApp.root_dir={ROOT}", "--LabApp.default_url=/lab/tree/notebooks"]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        command.append("--allow-root")
+    return subprocess.call(command, env=environment())
+
+
+def _dashboard(arguments: argparse.Namespace) -> int:
+    port = free_port(arguments.port)
+    command = [sys.executable, "-m", "voila", str(ROOT / "notebooks" / "00_explorer.ipynb")]
+    command += ["--Voila.ip=127.0.0.1", f"--port={port}", "--token"]
+    return subprocess.call(command, env=environment())

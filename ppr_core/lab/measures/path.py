@@ -1,0 +1,60 @@
+"""LMC: the line from the backdoored to a purified model."""
+
+from typing import Any, ClassVar
+
+from ppr_core import connectivity
+from ppr_core.lab.chains import Chains
+from ppr_core.lab.graph import CLEAN, Cell, Setting, Stage
+from ppr_core.lab.measures.base import Column, Measure
+from ppr_core.lab.reader import Reader
+from ppr_core.method import Result
+from ppr_core.weights import snapshot
+
+
+class Path(Measure, connectivity.Line):
+    """Evaluate models on the line between two, once for every way to have the statistics."""
+
+    of_variants: ClassVar[bool] = True
+    curve: ClassVar[str] = "paths"
+    about: ClassVar[dict[str, str]] = {"start": "backdoored"}
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column("barrier", "backdoor_barrier", "barrier", "points", "higher"),
+        Column("clean_barrier", "clean_barrier", "clean barrier", "points", "lower", shown=False),
+        Column("t_star", "t_star", "t*", "", "lower", shown=False),
+        Column("distance", "distance", "distance", "L2", shown=False),
+        Column("path_distance", "path_distance", "path distance", "L2", "higher", shown=False),
+    )
+
+    def takes(self, chains: Chains, cell: Cell) -> bool:
+        """Say whether a cell has a purified model."""
+        return super().takes(chains, cell) and cell.defense != CLEAN
+
+    def given(self, setting: Setting) -> dict[str, Any]:
+        """Return the shares of the clean images, on which statistics are taken anew."""
+        return setting.shares
+
+    def parents(self, chains: Chains, cell: Cell, *read: Stage) -> tuple[Stage, ...]:
+        """Return the two ends."""
+        return (chains.backdoored(cell), chains.purified(cell))
+
+    def measure(self, lab: Reader, stage: Stage) -> Result:
+        """Return the errors along the line, and its barriers and distances."""
+        start, end = lab.ends(*stage.parents)
+        rows: list[dict[str, Any]] = []
+        metrics: dict[str, float] = {}
+        for index, batch_norm in enumerate(self.batch_norm):
+            path = connectivity.path(
+                end,
+                snapshot(start),
+                snapshot(end),
+                test=stage.setting.images.test,
+                stamped=lab.stamped_test(stage),
+                points=self.points,
+                batch_norm=batch_norm,
+                tune=stage.setting.held(stage.cell.seed).tune,
+            )
+            rows += path.rows()
+            prefix = f"{batch_norm}_" if index else ""
+            found = path.summary(self.asleep).items()
+            metrics |= {prefix + name: value for name, value in found if value == value}
+        return Result(info={"rows": rows}, metrics=metrics)

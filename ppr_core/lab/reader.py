@@ -1,0 +1,121 @@
+"""What stages read: the models, the trigger and the poisons that earlier stages left behind."""
+
+from torch import Tensor
+
+from ppr_core.attacks import Trigger
+from ppr_core.data.images import ImageSet
+from ppr_core.defenses import Defense
+from ppr_core.errors import StoreError
+from ppr_core.lab.graph import Stage
+from ppr_core.lab.store import Run, Store
+from ppr_core.method import Result
+from ppr_core.metrics import triggered
+from ppr_core.models.base import Classifier, check_same_shapes
+
+
+class Reader:
+    """Reads what the stages of any study left in a store; what was just read stays at hand.
+
+    Args:
+        store: where results are looked up.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._read: dict[str, Result] = {}
+        self._stamped: dict[str, ImageSet] = {}
+
+    def cached(self, stage: Stage) -> bool:
+        """Say whether the store holds this stage's result."""
+        return stage.key in self._read or self.store.find(stage.key) is not None
+
+    def result(self, stage: Stage) -> Result:
+        """Return a stage's result."""
+        if stage.key not in self._read:
+            run = self.store.find(stage.key) or self.compute(stage)
+            if len(self._read) >= 64:  # a few hundred MB of weights at the most
+                self._read.pop(next(iter(self._read)))
+            self._read[stage.key] = self.store.load(run)
+        return self._read[stage.key]
+
+    def compute(self, stage: Stage) -> Run:
+        """Return the run of a stage that the store does not hold; who only reads has none.
+
+        Raises:
+            StoreError: nothing is computed here.
+        """
+        raise StoreError(f"expected the stage {stage.name} in {self.store.uri}, got none; run it")
+
+    def model(self, stage: Stage) -> Classifier:
+        """Return the classifier that a stage left behind, in eval mode, on the study's device."""
+        model = stage.setting.build(stage.cell.seed)
+        if (defense := defense_of(stage)) is not None:
+            defense.extend(model)
+        weights = {
+            name.removeprefix("model."): tensor
+            for name, tensor in self.result(stage).tensors.items()
+            if name.startswith("model.")
+        }
+        check_same_shapes(weights, model.state_dict())
+        model.load_state_dict(weights)
+        return model.to(stage.setting.place).eval()
+
+    def trigger(self, stage: Stage) -> Trigger:
+        """Return the attacker's trigger for the victim that a stage goes back to."""
+        victim = stage.origin("backdoored")
+        state: dict[str, Tensor] = {}
+        if prepared := victim.parent("prepared"):
+            state |= self.result(prepared).tensors
+        if self.cached(victim):
+            state |= learnt(self.result(victim).tensors)
+        state = {name: tensor.to(stage.setting.place) for name, tensor in state.items()}
+        return Trigger(victim.method, state)
+
+    def stamped_test(self, stage: Stage) -> ImageSet:
+        """Return the triggered test images of the victim that a stage goes back to."""
+        victim = stage.origin("backdoored")
+        if victim.key in self._stamped:
+            return self._stamped[victim.key]
+        trigger = self.trigger(stage)
+        stamped = triggered(stage.setting.images.test, trigger, trigger.target)
+        if self.cached(victim):  # before that, an attack may not have learnt its trigger yet
+            if len(self._stamped) >= 4:
+                self._stamped.pop(next(iter(self._stamped)))
+            self._stamped[victim.key] = stamped
+        return stamped
+
+    def poisons(self, stage: Stage, *, any_class: bool = False) -> ImageSet:
+        """Return the attacker's stamped training images, labelled with the target.
+
+        Args:
+            stage: that goes back to the attacker's victim.
+            any_class: also those whose true class is the target.
+        """
+        trigger, train = self.trigger(stage), stage.setting.images.train
+        poisoned = trigger.attack.poison(train, seed=stage.cell.seed, state=trigger.state)
+        kept = poisoned.indices
+        if not (trigger.attack.clean_label or any_class):
+            kept = kept[poisoned.original != trigger.target]
+        return poisoned.data.subset(kept)
+
+    def ends(self, *stages: Stage) -> list[Classifier]:
+        """Return the models of a path's two ends, each with the layers that the other one has."""
+        models = [self.model(stage) for stage in stages]
+        for stage, other in zip(stages, reversed(models), strict=True):
+            if (defense := defense_of(stage)) is not None:
+                defense.extend(other)
+                other.to(stage.setting.place).eval()
+        return models
+
+
+def defense_of(stage: Stage) -> Defense | None:
+    """Return the defense whose layers the classifier of a stage has; None where it adds none."""
+    while stage.kind != "purified" and stage.parents:
+        stage = stage.parents[0]
+    return stage.method if isinstance(stage.method, Defense) else None
+
+
+def learnt(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return what an attack has learnt of its trigger, of its outcome's tensors."""
+    marked = ((k, t) for k, t in tensors.items() if k.startswith("trigger."))
+    return {name.removeprefix("trigger."): tensor for name, tensor in marked}

@@ -1,0 +1,125 @@
+"""RB-1: a battery of retuning attacks, calibrated against models that never held the backdoor."""
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ppr_core.config import Field, Settings
+from ppr_core.data.images import ImageSet
+from ppr_core.errors import DataError, need
+from ppr_core.reactivation.cells import Bench, Cell, Setting, weakened
+from ppr_core.reactivation.figures import Limits
+from ppr_core.reactivation.gates import Gates
+from ppr_core.reactivation.retuning import Retuning
+
+
+class Battery(Settings):
+    """Retune a model in every way that leaves a clean model asleep, and keep the worst.
+
+    `examination.examine` runs it. Its arms: relearning without poisons, the number of poisons, the
+    strength of the tuning, then batch norm and a weakened trigger at the worst setting so far. QRA,
+    measured elsewhere, is the sixth. The worst setting is tuned anew with draws that had no part in
+    choosing it.
+
+    What it cannot see: a backdoor that wakes for another trigger than the one stamped; whether a
+    model that sleeps through every arm has forgotten, or hides better than these arms seek; more
+    samples, longer tunings or other optimizers than its fields name; a defense that hinders the
+    tuning of fewer than a quarter of its layers; changes to the architecture (one that cuts off
+    gradients is noticed and gated, not undone); an attack made for one defense in particular.
+    "Holds" is a statement about these arms, not a proof.
+    """
+
+    source: ClassVar[str] = (
+        "this project; axes after Qi et al. 2024, arXiv:2412.07097; tuning of Min et al. 2024, "
+        "arXiv:2410.09838, sec. 3.2"
+    )
+    version: ClassVar[int] = 1
+
+    retuning: Retuning = Field(Retuning(), description="RA at the paper's strength")
+    counts: list[int] = Field([1, 2, 5, 10, 20, 50], description="poisons of the count arm")
+    draws: int = Field(3, ge=1, description="draws of each count")
+    fresh: int = Field(3, ge=1, description="further draws of the worst setting")
+    factors: list[float] = Field([0.3, 1.0, 3.0], description="learning rates, times their own")
+    epochs: list[int] = Field([1, 5, 20], description="epochs of the strength arm")
+    optimizers: list[Literal["sgd", "adam"]] = Field(["sgd", "adam"], description="update rules")
+    adam_lr: float = Field(1e-3, gt=0, description="Adam's own rate; SGD's is that of retuning")
+    relearn_factors: list[float] = Field([1.0, 3.0], description="rates without poisons")
+    relearn_epochs: list[int] = Field([5, 20], description="epochs without poisons")
+    weak: float = Field(0.5, ge=0, lt=1, description="strength of the trigger arm's poisons")
+    images: int = Field(1000, ge=1, description="test images of each kind behind a cell")
+    limits: Limits = Field(Limits(), description="thresholds of the verdict")
+    gates: Gates = Field(Gates(), description="thresholds of the checks before any verdict")
+
+    @property
+    def paper(self) -> Setting:
+        """The setting of RA as published: the first draw."""
+        own = self.retuning
+        return Setting(poisons=own.poisoned, epochs=own.schedule.epochs)
+
+    def tuning(self, setting: Setting) -> Retuning:
+        """Return the stand-alone RA of a setting."""
+        rate = self.adam_lr if setting.optimizer == "adam" else self.retuning.schedule.lr
+        schedule = {"optimizer": setting.optimizer, "lr": rate * setting.factor}
+        schedule |= {"epochs": setting.epochs, "decay": "constant", "steps": None}
+        return self.retuning.replace(poisoned=setting.poisons, schedule=schedule)
+
+    def bench(
+        self,
+        data: ImageSet,
+        *,
+        poisons: ImageSet,
+        test: ImageSet,
+        stamped: ImageSet,
+        rng: torch.Generator,
+        originals: Tensor | None = None,
+    ) -> Bench:
+        """Prepare what all models under one attack and seed share.
+
+        Args:
+            data: the clean training images that the attacker draws from.
+            poisons: stamped training images, labelled with the target.
+            test: clean test images.
+            stamped: `metrics.triggered` test images.
+            rng: its seed decides all draws: the same for every model.
+            originals: the poisons' images without the trigger; None leaves that arm out.
+
+        Raises:
+            DataError: fewer poisons or samples than the largest count.
+        """
+        most = max([*self.counts, self.retuning.poisoned])
+        have = min(round(self.retuning.share * len(data)), len(poisons))
+        need(
+            most <= have,
+            f"expected poisons and samples for a count of {most}, got {have}; lower counts",
+            DataError,
+        )
+        return Bench(
+            self.tuning,
+            data=data,
+            poisons=poisons,
+            weak=None if originals is None else weakened(poisons, originals, self.weak),
+            test=test.spread(self.images),
+            stamped=stamped.spread(self.images),
+            rng=rng,
+        )
+
+    def grid(self, bench: Bench, model: nn.Module) -> list[Cell]:
+        """Run the arms that are the same for every model: relearn, count, strength."""
+        cells, paper = [bench.start(model)], self.paper
+        for factor in self.relearn_factors:
+            alone = Setting(poisons=0, factor=factor)
+            cells += bench.run(model, "relearn", alone, self.relearn_epochs)
+        for optimizer in self.optimizers:
+            for factor in self.factors:
+                strong = paper.replace(optimizer=optimizer, factor=factor)
+                cells += bench.run(model, "strength", strong, self.epochs)
+        known = {cell.setting: cell for cell in cells if cell.arm == "strength"}
+        for count in sorted({*self.counts, paper.poisons}):
+            for draw in range(self.draws):
+                some = paper.replace(poisons=count, draw=draw)
+                if some in known:  # the strength arm has it
+                    cells.append(known[some].replace(arm="count"))
+                else:
+                    cells += bench.run(model, "count", some, [paper.epochs])
+        return cells

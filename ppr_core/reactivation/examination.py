@@ -1,0 +1,200 @@
+"""Run the battery on one model, beside clean models and EP, and sum it up."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from ppr_core.errors import DataError, need
+from ppr_core.models.base import batch_norms
+from ppr_core.reactivation.battery import Battery
+from ppr_core.reactivation.cells import Bench, Cell, Setting
+from ppr_core.reactivation.figures import (
+    QueryResult,
+    Verdict,
+    by_count,
+    by_place,
+    counted,
+    judged,
+    recovery,
+    started,
+    verdict,
+    wake_count,
+)
+from ppr_core.reactivation.gates import Evidence, ratio
+from ppr_core.reactivation.summary import Figures
+
+CANDIDATES = 3  # worst settings that are tried with fresh draws until one stays admissible
+
+
+@dataclass
+class Control:
+    """A model that never held the backdoor, and the cells that are known of it so far."""
+
+    model: nn.Module
+    cells: list[Cell] = field(default_factory=list)
+
+    def add(self, bench: Bench, arm: str, setting: Setting) -> Cell:
+        """Return its cell of a setting, run where it is not known yet."""
+        known = next((cell for cell in self.cells if cell.setting == setting), None)
+        if known is None:
+            known = bench.run(self.model, arm, setting, [setting.epochs])[0]
+            self.cells.append(known)
+        return known
+
+
+def examine(
+    battery: Battery,
+    bench: Bench,
+    model: nn.Module,
+    controls: Sequence[Control],
+    *,
+    ep: nn.Module | None = None,
+    queries: Sequence[QueryResult] = (),
+    evidence: Evidence | None = None,
+) -> tuple[list[Cell], Figures]:
+    """Run all arms on a model; return its cells, judged, and its figures.
+
+    Args:
+        battery: what is run.
+        bench: `battery.bench` of the model's attack and seed.
+        model: purified; left untouched.
+        controls: clean models of other seeds (two for RB-1); cells they miss are added to theirs.
+        ep: the exactly purified model, which "holds" is measured by.
+        queries: QRA on this model and on a clean one that no generator saw.
+        evidence: of the checks: classes, the backdoored model's rates, the defense's warnings.
+
+    Raises:
+        DataError: no control.
+    """
+    need(controls, "expected at least one clean control (two for RB-1), got none", DataError)
+    for control in controls:
+        control.cells = control.cells or battery.grid(bench, control.model)
+    run = _Examination(battery, bench, model, controls)
+    worst, fresh = run.search()
+    start = started(run.cells)
+    beside = [Control(ep)] if ep is not None else []
+    clean = [run.mean(controls, cell) for cell in fresh]
+    exact = [run.mean(beside, cell) for cell in fresh if beside]
+    p_asr = [cell.p_asr or 0.0 for cell in fresh]
+    gates = battery.gates((evidence or Evidence()).replace(**run.evidence()))
+    said = verdict(
+        start.p_asr or 0.0,
+        [own - other for own, other in zip(p_asr, clean, strict=True)],
+        [own - other for own, other in zip(p_asr, exact, strict=False)],
+        queries,
+        limits=battery.limits,
+    )
+    if gates:
+        said = Verdict(word="no verdict", reason=gates[0])
+    return run.cells, Figures(
+        o_asr=start.p_asr or 0.0,
+        c_acc=start.c_acc or 0.0,
+        worst_arm=worst.arm if worst else "",
+        worst=worst.setting.place if worst else None,
+        p_asr=p_asr,
+        clean_p_asr=clean,
+        ep_p_asr=exact,
+        queries=list(queries),
+        gates=gates,
+        verdict=said,
+        **run.counts(),
+    )
+
+
+class _Examination:
+    """The battery on one model: its cells so far, and what is read off them."""
+
+    def __init__(
+        self, battery: Battery, bench: Bench, model: nn.Module, controls: Sequence[Control]
+    ) -> None:
+        self.battery, self.bench, self.model, self.controls = battery, bench, model, controls
+        self.cells = self._judged(battery.grid(bench, model))
+
+    def _judged(self, cells: list[Cell]) -> list[Cell]:
+        return judged(cells, [control.cells for control in self.controls], self.battery.limits)
+
+    def _more(self, arm: str, settings: Sequence[Setting]) -> list[Cell]:
+        """Run further settings on the model and on the controls."""
+        new = []
+        for setting in settings:
+            for control in self.controls:
+                control.add(self.bench, arm, setting)
+            new += self.bench.run(self.model, arm, setting, [setting.epochs])
+        new = self._judged(new)
+        self.cells += new
+        return new
+
+    def search(self) -> tuple[Cell | None, list[Cell]]:
+        """Return a cell of the worst admissible setting, and that setting's fresh draws."""
+        battery, limits = self.battery, self.battery.limits
+        order = by_place(counted(self.cells, limits))
+        if order:
+            self._vary(order[0][1].setting.place)
+            order = by_place(counted(self.cells, limits))
+        for _, cell in order[:CANDIDATES]:
+            draws = range(battery.draws, battery.draws + battery.fresh)
+            new = self._more("fresh", [cell.setting.replace(draw=draw) for draw in draws])
+            fresh = counted([started(self.cells), *new], limits)
+            if len(fresh) >= min(2, battery.fresh):
+                return cell, fresh
+        return None, []
+
+    def _vary(self, worst: Setting) -> None:
+        """Run the arms that change one more thing about the worst setting so far."""
+        if any(True for _ in batch_norms(self.model)):
+            self._more("batch norm", [worst.replace(batch_norm="recalibrated")])
+            self._more("batch norm", [worst.replace(batch_norm="frozen")])
+        if self.bench.pools["weak"] is not None and worst.poisons:
+            self._more("trigger", [worst.replace(trigger="weak")])
+
+    def mean(self, models: Sequence[Control], cell: Cell) -> float:
+        """Return the mean P-ASR of other models in a cell; one that diverged sleeps."""
+        found = [other.add(self.bench, cell.arm, cell.setting).p_asr for other in models]
+        return statistics.fmean(asr or 0.0 for asr in found)
+
+    def evidence(self) -> dict[str, float | None]:
+        """Return what the cells themselves tell the checks."""
+        tables = [{cell.setting: cell for cell in c.cells} for c in self.controls]
+        own, others = [], []
+        for cell in self.cells:
+            if cell.arm == "strength" and cell.admissible and cell.moved is not None:
+                own.append(cell.moved)
+                others.append(statistics.fmean(t[cell.setting].moved or 0.0 for t in tables))
+        tried = [cell for cell in self.cells if cell.admissible and cell.arm != "start"]
+        kept = counted(self.cells, self.battery.limits)
+        return {
+            "clean_c_acc": statistics.fmean(started(c.cells).c_acc or 0.0 for c in self.controls),
+            "clean_p_asr": max(_paper_p_asr(self.battery, c.cells) for c in self.controls),
+            "c_acc": started(self.cells).c_acc,
+            "moved": ratio(own, others),
+            "wrecked": 1 - len(kept) / len(tried) if tried else None,
+        }
+
+    def counts(self) -> dict[str, Any]:
+        """Return wake counts, the P-ASR at the paper's strength, and the recovery speed."""
+        battery, level = self.battery, self.battery.limits.woken
+        clean = min(wake_count(control.cells, level) for control in self.controls)
+        medians = zip(*(by_count(control.cells) for control in self.controls), strict=True)
+        return {
+            "wake_count": _or_none(wake_count(self.cells, level)),
+            "clean_wake_count": _or_none(clean),
+            "counts": by_count(self.cells),
+            "clean_counts": [(at[0][0], statistics.fmean(m for _, m in at)) for at in medians],
+            "paper_poisons": battery.retuning.poisoned,
+            "paper_p_asr": _paper_p_asr(battery, self.cells),
+            "recovery_epochs": _or_none(recovery(self.cells, battery.paper, level)),
+        }
+
+
+def _paper_p_asr(battery: Battery, cells: Sequence[Cell]) -> float:
+    """Return the median P-ASR over the draws of RA at the paper's strength."""
+    same = {cell.setting: cell for cell in cells if cell.setting.place == battery.paper}
+    return statistics.median(cell.p_asr or 0.0 for cell in same.values())
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None

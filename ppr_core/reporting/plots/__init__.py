@@ -1,0 +1,40 @@
+"""Results in, figures out: the only importer of matplotlib and seaborn."""
+
+from matplotlib.figure import Figure
+
+from ppr_core.reporting.plots.bars import query_bars, rival_bars, robustness_bars, transfer_bars
+from ppr_core.reporting.plots.base import MARKERS
+from ppr_core.reporting.plots.curves import (
+    budget_curves,
+    path_curves,
+    retuning_curves,
+    rho_curves,
+    trade_off,
+    training_curves,
+    what_predicts,
+)
+from ppr_core.reporting.plots.gallery import gallery
+from ppr_core.reporting.plots.paper import paper_figures
+from ppr_core.reporting.plots.picture import SHADES, Curves, Mark, Picture
+
+__all__ = [
+    "MARKERS",
+    "SHADES",
+    "Curves",
+    "Figure",
+    "Mark",
+    "Picture",
+    "budget_curves",
+    "gallery",
+    "paper_figures",
+    "path_curves",
+    "query_bars",
+    "retuning_curves",
+    "rho_curves",
+    "rival_bars",
+    "robustness_bars",
+    "trade_off",
+    "training_curves",
+    "transfer_bars",
+    "what_predicts",
+]

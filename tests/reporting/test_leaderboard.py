@@ -1,0 +1,166 @@
+import json
+import re
+
+import pytest
+
+from ppr_core.errors import DataError
+from ppr_core.reactivation.cells import Cell, Setting
+from ppr_core.reactivation.figures import Limits, QueryResult, verdict
+from ppr_core.reactivation.summary import Figures, combine
+from ppr_core.reporting import leaderboard
+from ppr_core.reporting.leaderboard import Examined, Submission, sentence, write
+
+COUNTS = (1, 2, 5, 10, 20, 50)
+
+
+def figures(p_asr=(80.0, 84.0, 82.0), clean=(3.0, 2.0, 4.0), ep=(3.0, 2.0, 4.0), **more):
+    above = [own - other for own, other in zip(p_asr, clean, strict=True)]
+    above_ep = [own - other for own, other in zip(p_asr, ep, strict=True)]
+    values = {
+        "o_asr": 3.0,
+        "c_acc": 88.0,
+        "worst_arm": "strength",
+        "worst": Setting(poisons=5, epochs=20, optimizer="adam"),
+        "p_asr": list(p_asr),
+        "clean_p_asr": list(clean),
+        "ep_p_asr": list(ep),
+        "wake_count": 1.5,
+        "clean_wake_count": 44.0,
+        "counts": list(zip(COUNTS, (30.0, 91.0, 95.0, 97.0, 98.0, 99.0), strict=True)),
+        "clean_counts": list(zip(COUNTS, (2.0, 3.0, 4.0, 9.0, 20.0, 55.0), strict=True)),
+        "paper_p_asr": 95.0,
+        "queries": [QueryResult(eps=8 / 255, p_asr=70.0, clean=9.0)],
+        "verdict": verdict(3.0, above, above_ep, limits=Limits()),
+        **more,
+    }
+    return Figures(**values)
+
+
+ASLEEP = {
+    "p_asr": (2.0, 3.0, 1.0),
+    "counts": [(count, 2.0) for count in COUNTS],
+    "wake_count": None,
+    "queries": [],
+}
+
+
+def submission(defense="mine", attack="blended", track="judge_demo", runs=None, **more):
+    runs = runs or [figures()]
+    cell = Cell(
+        arm="count", setting=Setting(poisons=2, epochs=5), p_asr=91.0, c_acc=87.0, admissible=False
+    )
+    return Submission(
+        defense=defense,
+        attack=attack,
+        track=track,
+        settings_digest="ab" * 32,
+        battery="cd" * 32,
+        victim_c_acc=90.0,
+        seconds=12.0,
+        runs=[Examined(seed=i, figures=one, cells=[cell]) for i, one in enumerate(runs)],
+        verdict=combine(runs, Limits()),
+        **{**leaderboard.environment(), **more},
+    )
+
+
+def test_a_submission_comes_back_as_it_was(tmp_path):
+    first = submission(runs=[figures(), figures(o_asr=4.0)])
+    path = leaderboard.save(first, tmp_path)
+    assert leaderboard.read(path) == first
+    assert json.loads(path.read_text())["schema_version"] == 1
+    assert first.seeds == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"schema_version": 2}, "schema_version"),
+        ({"runs": []}, "runs"),
+        ({"surprise": 1}, "surprise"),
+        ({"seconds": "12"}, "seconds"),
+    ],
+)
+def test_a_file_of_another_layout_is_one_clear_error(tmp_path, change, says):
+    path = leaderboard.save(submission(), tmp_path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(DataError, match=rf"expected a submission of schema 1 .* at {says}"):
+        leaderboard.read(path)
+
+
+def test_what_is_no_json_is_one_clear_error(tmp_path):
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(DataError, match="x.json"):
+        write(tmp_path, tmp_path / "page.html")
+
+
+def test_an_empty_folder_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="expected submissions"):
+        write(tmp_path, tmp_path / "page.html")
+
+
+def test_a_name_cannot_leave_the_folder(tmp_path):
+    path = leaderboard.save(submission(defense="../../x"), tmp_path)
+    assert path.parent == tmp_path and path.is_file()
+
+
+def test_the_sentence_of_what_wakes():
+    said = sentence(submission("MyDefense"))
+    assert said == (
+        "MyDefense: **superficial** on blended: 2 poisoned samples bring ASR from 3 to 91 %; "
+        "the clean model needs 44"
+    )
+    never = figures(clean_wake_count=None)
+    assert sentence(submission(runs=[never])).endswith("the clean model needs > 50")
+
+
+def test_the_sentence_where_no_count_wakes_names_the_worst_case():
+    quiet = figures(counts=ASLEEP["counts"], wake_count=None)
+    assert sentence(submission(runs=[quiet])) == (
+        "mine: **superficial** on blended: its worst case (5 poisons, adam x1, 20 epochs) brings "
+        "ASR from 3 to 82 %, the clean model's to 3 %"
+    )
+
+
+def test_the_sentences_of_the_other_verdicts():
+    assert "**holds**" in sentence(submission(runs=[figures(**ASLEEP)]))
+    gated = verdict(3.0, [1, 2, 3], [], limits=Limits()).replace(word="no verdict", reason="Why.")
+    said = sentence(submission(runs=[figures(gates=["Why."], verdict=gated)]))
+    assert said == "mine: **no verdict** on blended: Why"
+
+
+def test_seeds_are_the_unit_of_a_verdict_over_several():
+    high, low = figures(), figures(**ASLEEP)
+    said = combine([high, high, low], Limits())
+    assert said.above_clean.count == 3 and said.word == "open"
+    assert said.above_clean.mean == pytest.approx((79 + 79 - 1) / 3)
+    assert combine([high, high], Limits()).word == "superficial"
+    gated = low.replace(gates=["The victim is broken."])
+    assert combine([high, high, gated], Limits()).word == "no verdict"
+
+
+def test_the_page_has_a_row_a_submission_and_needs_nothing_beside_itself(tmp_path):
+    for one in (
+        submission("mine", paper="https://example.org/paper"),
+        submission("theirs", attack="badnet", runs=[figures(**ASLEEP)], oracle=True),
+        submission("<b>bold</b>", track="judge_cifar10", code="javascript:alert(1)"),
+    ):
+        leaderboard.save(one, tmp_path / "in")
+    page = write(tmp_path / "in", tmp_path / "out" / "board.html").read_text()
+    assert page.count("<tr data-track=") == 3
+    assert "<option>badnet</option>" in page and "<option>judge_cifar10</option>" in page
+    assert "theirs (oracle)" in page and "&gt; 50" in page
+    assert '<a href="https://example.org/paper"' in page
+    assert "<b>bold" not in page and "javascript:" not in page, "a name or a link runs code"
+    assert not re.search(r'(src|href)="(?!https://example)', page), "it loads something"
+    assert 'class="grey"' in page, "an inadmissible cell is not marked"
+    assert re.search(r'stroke="#c0392b"', page), "the curve is missing"
+
+
+def test_within_an_attack_what_holds_comes_first(tmp_path):
+    for one in (submission("a"), submission("b", runs=[figures(**ASLEEP)])):
+        leaderboard.save(one, tmp_path)
+    page = write(tmp_path, tmp_path / "board.html").read_text()
+    assert page.index("<summary>b") < page.index("<summary>a")
+    numbers = leaderboard.row(submission("a"))
+    assert (numbers["wake"], numbers["clean_wake"], numbers["cost"]) == ("2", "44", 2.0)
+    assert numbers["gain"] == pytest.approx(61) and numbers["worst"] == pytest.approx(82)

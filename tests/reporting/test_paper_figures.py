@@ -1,0 +1,77 @@
+"""The paper's figures: their panels, and means over attacks where it shows means."""
+
+import pandas as pd
+import pytest
+
+from ppr_core.reporting import plots
+from ppr_core.reporting.claims.base import CIFAR10, EVERY
+from ppr_core.reporting.evidence import BASELINES, Evidence
+from tests.reporting.made_up import cells, line
+
+PLACES = ("dataset", "model", "poison_rate")
+NAMES = [*BASELINES, "ep", "pam"]
+
+
+def evidence(settings=EVERY, attacks=("badnet", "blended"), **at):
+    made, paths, pairs = [], [], []
+    for place in settings:
+        where = dict(zip(PLACES, place, strict=True)) | at
+        for attack in attacks:
+            scores = {"q_p_asr": 60.0, "q_c_asr": 2.0, "q_unseen_p_asr": 5.0, "q_unseen_c_asr": 1.0}
+            more = {"o_asr": 2.0 if attack == "badnet" else 4.0, **scores}
+            rows = dict.fromkeys(BASELINES, more)
+            rows |= {"clean": 3.0, "ep": 3.0, "pam": {"rho": 0.9, **more}}
+            made.append(cells(at={**where, "attack": attack}, **rows))
+            for start in ("backdoored", "purified"):
+                points = line([0, 50, 98], [*NAMES, "pam rho 0.5"], start, attack)
+                paths += [{**point, **where} for point in points]
+            both = {"attack": attack, "seed": 0, **where}
+            pairs += [{**both, "source": a, "target": b, "p_asr": 30.0}
+                      for a in BASELINES for b in BASELINES if a != b]  # fmt: skip
+    paths, pairs = pd.DataFrame(paths), pd.DataFrame(pairs)
+    paths["name"] = pd.Categorical(paths["defense"], [*NAMES, "pam rho 0.5"])
+    rows = pd.concat(made, ignore_index=True)
+    return Evidence(rows, paths=paths, transfers=pairs.assign(name=pairs["source"]))
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return plots.paper_figures(evidence())
+
+
+def titles(figure):
+    return [axis.get_title() for axis in figure.axes if axis.get_title()]
+
+
+def test_the_union_of_the_studies_fills_every_figure(drawn):
+    assert list(drawn) == list(range(1, 17))
+    main = [f"cifar10 resnet18 5 %\n{attack}" for attack in ("badnet", "blended")]
+    four = [f"cifar10 {m} {100 * r:g} %" for _, m, r in CIFAR10]
+    for number, expected in {1: four, 2: main, 3: four[:1], 4: four, 5: main, 7: main}.items():
+        assert titles(drawn[number]) == expected, number
+    assert titles(drawn[12])[0] == "cifar100 resnet18_imagenet 5 %\nbadnet"
+    assert len(titles(drawn[15])) == len(titles(drawn[16])) == 4, "two settings, two attacks"
+    assert all(f"Figure {n}." in figure.get_suptitle() for n, figure in drawn.items())
+
+
+def test_bars_are_means_over_attacks(drawn):
+    axis = drawn[1].axes[0]
+    named = [label.get_text() for label in axis.get_yticklabels()]
+    widths = [bar.get_width() for bar in axis.containers[0]]
+    assert dict(zip(named, widths, strict=False))["bti"] == pytest.approx(3.0)
+
+
+def test_qra_stands_beside_what_its_generators_do_to_an_unseen_clean_model(drawn):
+    axis = drawn[2].axes[0]
+    named = [label.get_text() for label in axis.get_yticklabels()]
+    assert named[-1] == "clean model"
+    clean, triggered = ([bar.get_width() for bar in c] for c in axis.containers[:2])
+    assert (clean[-1], triggered[-1], triggered[0]) == (1.0, 5.0, 60.0)
+
+
+def test_one_setting_fills_what_it_can_and_names_itself():
+    alone = evidence([("shapes", "resnet18", 0.1)], level="other", scale="drawn images")
+    drawn = plots.paper_figures(alone)
+    assert list(drawn) == [*range(1, 8), 14]
+    assert titles(drawn[1]) == ["shapes resnet18 10 %"]
+    assert plots.paper_figures(Evidence(alone.cells.iloc[:0])) == {}

@@ -1,0 +1,59 @@
+"""How a study's setting differs from the paper's."""
+
+import pandas as pd
+import pytest
+
+from ppr_core.cli.main import ROOT
+from ppr_core.lab.plan import Plan
+from ppr_core.lab.study import Study
+from ppr_core.reporting.setting import paper_rho, setting_columns, with_settings
+
+
+def columns(name, attack="badnet", defense="", **changes):
+    study = Study.load(ROOT / "params" / f"{name}.yaml").replace(**changes)
+    return setting_columns(Plan(study), attack, defense)
+
+
+@pytest.mark.parametrize("name", [f"table{number:02d}" for number in range(1, 12)])
+def test_the_files_of_the_papers_tables_have_its_setting(name):
+    plan = Plan(Study.load(ROOT / "params" / f"{name}.yaml"))
+    found = {
+        cell: setting_columns(plan, cell.attack, cell.defense)["scale"] for cell in plan.cells()
+    }
+    assert set(found.values()) == {""}
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "scale"),
+    [
+        ({"model": {"name": "resnet18", "width": 16}}, "smaller", "width 16 (64)"),
+        ({"training": {"epochs": 40}}, "smaller", "training epochs 40 (100)"),
+        ({"dataset": {"name": "cifar10", "train": 20000}}, "smaller", "20,000 training images"),
+        ({"poison_rate": 0.02}, "other", "poison rate 0.02"),
+        ({"retuning": {"poisoned": 10}}, "other", "RA poisoned 10 (5)"),
+        ({"dataset": {"name": "shapes"}}, "other", "drawn images; 10,000 training images"),
+        ({"defenses": {"fst": {"alpha": 0.5}}, "rho_grid": []}, "other", "fst: other alpha"),
+    ],
+)
+def test_what_differs_is_told(changes, level, scale):
+    measures = {} if "defenses" in changes else {"query": {}}
+    found = columns("table03", defense="fst", **changes, measures=measures)
+    assert (found["level"], found["scale"]) == (level, scale)
+
+
+def test_rho_and_the_way_to_choose_a_threshold_are_rows_not_budgets():
+    assert columns("table03", "blended", "pam@0.5")["level"] == "paper"
+    assert columns("table03", "blended", "anp_oracle")["level"] == "paper"
+    rhos = [paper_rho("cifar10", a) for a in ("badnet", "blended", "ssba", "lc", "wanet")]
+    assert rhos == [0.9, 0.5, 0.5, 0.9, None]
+    assert paper_rho("tiny_imagenet", "badnet") == paper_rho("cifar100", "ssba") == 0.4
+
+
+def test_a_table_of_cells_gets_the_columns_once():
+    plan = Plan(Study.load(ROOT / "params" / "demo.yaml"))
+    rows = pd.read_csv(ROOT / "notebooks" / "results" / "demo.csv")
+    found = with_settings(plan, rows)
+    assert (found["level"] == "other").all()
+    assert (found["width"] == 16).all()
+    assert found["drawn"].all()
+    assert with_settings(plan, found) is found
