@@ -30,6 +30,8 @@ CORE = [
 LAB = [
     "lab.places",
     "lab.study",
+    "lab.marks",
+    "lab.guards",
     "lab.database",
     "lab.graph",
     "lab.store",
@@ -69,7 +71,7 @@ REPORTING = [
 ]
 ORDER = [*CORE, *LAB, *REPORTING]
 ONLY_IMPORTER = {
-    "mlflow": {"lab.database", "lab.store"},
+    "mlflow": {"lab.guards", "lab.database", "lab.store"},
     "papermill": {"lab.notebooks"},
     "matplotlib": {"reporting.plots", "reporting.toy", "reporting.drawings", "lab.section"},
     "seaborn": {"reporting.plots"},

@@ -1,38 +1,32 @@
 """Runs, results and artifacts in one MLflow store; the only importer of mlflow."""
 
-import functools
 import json
 import logging
 import os
 import shutil
 import socket
-import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import psutil
+import mlflow
 import safetensors.torch
 from filelock import FileLock
+from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag, ViewType
+from mlflow.exceptions import MlflowException
 from safetensors import SafetensorError
 
 from ppr_core.errors import CheckpointError, StoreError, need
 from ppr_core.lab.database import prepare
-from ppr_core.lab.places import ROOT, results_folder
+from ppr_core.lab.guards import HTTP_TRIES, START_TRIES, as_store_error, http_tries, quoted, writing
+from ppr_core.lab.marks import alive, marks
+from ppr_core.lab.places import results_folder
 from ppr_core.method import Result
 from ppr_core.runtime import Record
 from ppr_core.weights import sha256
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-
-import mlflow
-from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag, ViewType
-from mlflow.exceptions import MlflowException
 
 for _noisy in ("mlflow", "alembic"):  # the migrations of a fresh store are nobody's news
     logging.getLogger(_noisy).setLevel(logging.WARNING)
@@ -40,58 +34,7 @@ logging.getLogger("urllib3").setLevel(logging.ERROR)  # each try of a request th
 
 PARAM_LIMIT = 6000  # characters of one MLflow parameter
 BATCH_LIMIT = 1000  # metrics in one MLflow request
-USERS_TRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES" in os.environ
-START_TRIES, HTTP_TRIES = 3, 5  # of a request to a server: about 12 s at first, a minute later
 TRIES = 3  # of what fails only where another process does the same at the same moment
-
-
-def _as_store_error(method: Callable) -> Callable:
-    """Turn what MLflow raises inside a method of Store into one StoreError."""
-
-    @functools.wraps(method)
-    def guarded(self: "Store", *args: Any, **named: Any) -> Any:
-        try:
-            return method(self, *args, **named)
-        except MlflowException as error:
-            reason = str(error).splitlines()[0]
-            raise StoreError(
-                f"expected the store {self.uri} to answer, got: {reason}; end what locks it, or "
-                "name another store in PPR_STORE (finished stages are kept)"
-            ) from None
-
-    return guarded
-
-
-def _writing(method: Callable) -> Callable:
-    """Refuse at once to write into a store that can only be read."""
-
-    @functools.wraps(method)
-    def guarded(self: "Store", *args: Any, **named: Any) -> Any:
-        need(
-            not self.readonly,
-            f"expected a store that can be written for this, got {self.folder} (read-only); "
-            "`report` reads it as it is, anything else needs another one in PPR_STORE",
-            StoreError,
-        )
-        return method(self, *args, **named)
-
-    return _as_store_error(guarded)
-
-
-def _http_tries(count: int) -> None:
-    """Have MLflow try a request to a server so often, unless the user's environment says."""
-    if not USERS_TRIES:
-        os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = str(count)
-
-
-def _quoted(value: str) -> str:
-    """Return a value as MLflow's filters read it; they have no way to escape a quote."""
-    need(
-        "'" not in value or '"' not in value,
-        f"expected a name with one kind of quotes at the most, got {value}",
-        StoreError,
-    )
-    return f'"{value}"' if "'" in value else f"'{value}'"
 
 
 class Store:
@@ -113,16 +56,16 @@ class Store:
         self._known: dict[str, str] = {}
         self.client = mlflow.MlflowClient(self.uri)
         try:
-            _http_tries(START_TRIES)  # a server that is not there is said soon
+            http_tries(START_TRIES)  # a server that is not there is said soon
             self.client.search_experiments(max_results=1)
         except MlflowException as error:
             reason = str(error).partition("\n")[0]
             raise StoreError(f"expected an MLflow store at {self.uri}, got: {reason}") from None
-        _http_tries(HTTP_TRIES)  # from here on it may be away for a while, to be started again
+        http_tries(HTTP_TRIES)  # from here on it may be away for a while, to be started again
 
     # -- experiments and runs ---------------------------------------------------------------
 
-    @_as_store_error
+    @as_store_error
     def experiment(self, name: str) -> str:
         """Return the id of an experiment, made if it is new."""
         if name not in self._known:
@@ -135,7 +78,7 @@ class Store:
             self._known[name] = getattr(made, "experiment_id", made)
         return self._known[name]
 
-    @_as_store_error
+    @as_store_error
     def search(self, experiment: str | None = None, *, query: str = "", **tags: str) -> list[Run]:
         """Return the runs with these `ppr.` tags (and filter), newest first."""
         if experiment is not None:
@@ -143,7 +86,7 @@ class Store:
         else:
             ids = [found.experiment_id for found in self.client.search_experiments()]
         parts = [query] if query else []
-        parts += [f"tags.`ppr.{name}` = {_quoted(value)}" for name, value in tags.items()]
+        parts += [f"tags.`ppr.{name}` = {quoted(value)}" for name, value in tags.items()]
         runs: list[Run] = []
         token = None
         while True:
@@ -160,7 +103,7 @@ class Store:
         runs = self.search(query="attributes.status = 'FINISHED'", key=key)
         return runs[0] if runs else None
 
-    @_writing
+    @writing
     def start(
         self,
         experiment: str,
@@ -185,21 +128,14 @@ class Store:
             colour: of its lines in the UI's charts, as #rrggbb; one of the UI's choice else.
             dataset: that it was trained or measured on: name, digest, source and profile.
         """
-        process = psutil.Process()
-        marks = {f"ppr.{tag}": str(value) for tag, value in tags.items()}
-        marks |= {
-            "ppr.host": socket.gethostname(),
-            "ppr.process": f"{process.pid}:{process.create_time():.0f}",
-            "mlflow.source.name": "ppr_core",
-            "mlflow.source.git.commit": commit(),
-        }
+        marked = {f"ppr.{tag}": str(value) for tag, value in tags.items()} | marks()
         if parent:
-            marks["mlflow.parentRunId"] = parent
+            marked["mlflow.parentRunId"] = parent
         if note:
-            marks["mlflow.note.content"] = note
+            marked["mlflow.note.content"] = note
         if colour:
-            marks["mlflow.runColor"] = colour
-        run = self.client.create_run(self.experiment(experiment), tags=marks, run_name=name)
+            marked["mlflow.runColor"] = colour
+        run = self.client.create_run(self.experiment(experiment), tags=marked, run_name=name)
         self.log(run.info.run_id, params=params or {})
         if dataset:
             self._log_dataset(run.info.run_id, Dataset(**dataset, source_type="ppr_core"))
@@ -214,7 +150,7 @@ class Store:
                 if not left:
                     raise
 
-    @_writing
+    @writing
     def log(
         self,
         run_id: str,
@@ -250,23 +186,23 @@ class Store:
         if marks:
             self.client.log_batch(run_id, tags=marks)
 
-    @_writing
+    @writing
     def finish(self, run_id: str, status: str = "FINISHED") -> None:
         """Close a run as FINISHED, FAILED or KILLED."""
         self.client.set_terminated(run_id, status)
 
-    @_writing
+    @writing
     def adopt(self, parent: str, runs: Iterable[str]) -> None:
         """Show these runs under a parent."""
         for run_id in runs:
             self.client.set_tag(run_id, "mlflow.parentRunId", parent)
 
-    @_writing
+    @writing
     def discard(self, run_id: str) -> None:
         """Hide a run that others have taken the place of."""
         self.client.delete_run(run_id)
 
-    @_writing
+    @writing
     def describe(self, experiment: str, note: str, tags: Mapping[str, str]) -> None:
         """Set the note that the UI shows above an experiment's runs, and MLflow's own tags."""
         known = self.client.get_experiment(self.experiment(experiment)).tags
@@ -279,7 +215,7 @@ class Store:
         closed = 0
         host = socket.gethostname()
         for run in self.search(query="attributes.status = 'RUNNING'", host=host):
-            if not _alive(run.data.tags.get("ppr.process", "")):
+            if not alive(run.data.tags.get("ppr.process", "")):
                 self.finish(run.info.run_id, "KILLED")
                 closed += 1
         return closed
@@ -358,7 +294,7 @@ class Store:
                 "start again"
             ) from None
 
-    @_writing
+    @writing
     def attach(self, run_id: str, path: Path, folder: str | None = None) -> None:
         """Add one file to a run's artifacts."""
         self.client.log_artifact(run_id, str(path), folder)
@@ -379,24 +315,3 @@ class Store:
     def drop_scratch(self, key: str) -> None:
         """Remove a finished stage's epoch checkpoints."""
         shutil.rmtree(self.scratch(key), ignore_errors=True)
-
-
-@functools.cache
-def commit() -> str:
-    """Return the project's git commit, or "unknown" outside a checkout."""
-    if not (ROOT / ".git").exists():
-        return "unknown"
-    git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):  # no git, or a damaged checkout
-        return "unknown"
-
-
-def _alive(mark: str) -> bool:
-    """Say whether the process "pid:start time" still runs."""
-    pid, _, started = mark.partition(":")
-    try:
-        return f"{psutil.Process(int(pid)).create_time():.0f}" == started
-    except (ValueError, psutil.Error):
-        return False

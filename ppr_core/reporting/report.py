@@ -13,8 +13,9 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from ppr_core.lab.marks import commit
 from ppr_core.lab.plan import Plan
-from ppr_core.lab.store import Store, commit
+from ppr_core.lab.store import Store
 from ppr_core.reporting import claims, paper, results, tables
 from ppr_core.reporting.evidence import Evidence
 

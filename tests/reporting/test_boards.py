@@ -3,8 +3,9 @@
 import pandas as pd
 import pytest
 
-from ppr_core.cli.main import ROOT, main
+from ppr_core.cli.main import main
 from ppr_core.errors import DataError
+from ppr_core.lab.places import ROOT
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.study import Study
 from ppr_core.reporting import boards

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from ppr_core.cli.main import ROOT
+from ppr_core.lab.places import ROOT
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.study import Study
 from ppr_core.reporting.setting import paper_rho, setting_columns, with_settings
