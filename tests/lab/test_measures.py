@@ -1,5 +1,7 @@
 """What a study measures beside RA: each stage computed for real, on tiny data."""
 
+import shutil
+
 import pandas as pd
 import pytest
 import torch
@@ -13,6 +15,7 @@ from ppr_core.lab.graph import Cell
 from ppr_core.lab.measures import MEASURES
 from ppr_core.lab.measures.query import Query
 from ppr_core.lab.plan import Plan
+from ppr_core.lab.store import Store
 from ppr_core.lab.study import Study
 from ppr_core.reactivation.perturbation import within
 from ppr_core.reactivation.query import generator_of
@@ -45,10 +48,16 @@ STUDY = {
 }
 
 
-@pytest.fixture
-def measured(store):
-    plan = Plan(Study(**STUDY))
-    assert engine.run(plan, Lab(store)) == {}
+@pytest.fixture(scope="module")
+def measured(store_template, tmp_path_factory):
+    """The study of this file, computed once."""
+    folder = tmp_path_factory.mktemp("measured") / "mlruns"
+    shutil.copytree(store_template, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.setenv("PPR_DATA", str(folder.parent / "data"))
+        plan, store = Plan(Study(**STUDY)), Store(folder)
+        assert engine.run(plan, Lab(store)) == {}
     return plan, store
 
 
