@@ -4,9 +4,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ppr_core.data.images import to_float
-from ppr_core.defenses.anp import Anp, disturb, draw
+from ppr_core.defenses.anp import Anp, disturb, fill_noise
 from ppr_core.defenses.parts import masks as masks_module
-from ppr_core.defenses.parts.masks import Masks, prune, sweep
+from ppr_core.defenses.parts.masks import Masks, prune, try_thresholds
 from ppr_core.errors import ConfigError, DataError
 from ppr_core.method import fork
 from ppr_core.models.base import batch_norms
@@ -96,7 +96,7 @@ def test_the_ascent_by_hand(model, rng):
         return disturb(masks, loss, start, 0.4, steps)
 
     start = torch.empty(2, len(masks.values))
-    draw(start, 0.4, torch.Generator().manual_seed(3))
+    fill_noise(start, 0.4, torch.Generator().manual_seed(3))
     drawn = start.clone()
     assert start.abs().max() <= 0.4
     assert start.abs().max() > 0.39
@@ -118,7 +118,7 @@ def test_the_two_losses_are_mixed(model, rng):
         return ((masks.values + noise) ** 2).sum()
 
     start = torch.empty(2, len(masks.values))
-    draw(start, 0.4, rng)
+    fill_noise(start, 0.4, rng)
     value = Anp(alpha=0.25)._gradient(masks, start)(loss)
     _, noise, off = seen
     assert off == 0
@@ -239,7 +239,9 @@ def test_pruned_sets_are_nested_and_only_gamma_changes(model, ladder):
 
 def test_sweep_leaves_the_model_alone(model, ladder):
     before = snapshot(model)
-    rows = sweep(model, ladder, [0.5, 0.0], lambda m: {"zeros": int((gammas(m) == 0).sum())})
+    rows = try_thresholds(
+        model, ladder, [0.5, 0.0], lambda m: {"zeros": int((gammas(m) == 0).sum())}
+    )
     assert [row["tau"] for row in rows] == [-1.0, 0.0, 0.5]
     assert [row["pruned"] for row in rows] == [row["zeros"] for row in rows]
     assert rows[0]["pruned"] == 0
