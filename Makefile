@@ -3,20 +3,22 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: study test lint coverage lab ui dashboard setup screenshots benchmarks clean
+.PHONY: study test style lint coverage lab ui dashboard setup screenshots benchmarks clean
 
 study: setup  ## the demo study on embedded data, with its report
 	$(BIN)/python -m ppr_core study params/demo.yaml
 
-test: lint  ## every test, after style and types
+test: style  ## every test, after style
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
-lint: setup  ## style and types
+style: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+lint: style  ## style and types
 	$(BIN)/mypy
 
-coverage: lint  ## every test, with the lines that none runs; fails below the floor
+coverage: style  ## every test, with the lines that none runs; fails below the floor
 	$(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term
 
 lab: setup  ## JupyterLab on 127.0.0.1, opened on notebooks/
