@@ -7,17 +7,18 @@ from torch import nn
 from ppr_core.attacks import ATTACKS, Trigger
 from ppr_core.connectivity import path
 from ppr_core.defenses import DEFENSES
+from ppr_core.defenses.sources.cleanse import Cleanse
 from ppr_core.metrics import triggered
 from ppr_core.models.wrap import wrap
 from ppr_core.reactivation.query import Query
 from ppr_core.reactivation.retuning import Retuning
 from ppr_core.weights import snapshot
-from tests.conftest import tiny_set
+from tests.conftest import shrink, tiny_set
 from tests.defenses.test_registry import call
 from tests.models.test_wrap import After, Branching, drawn
 
 TRIGGER = Trigger(ATTACKS["badnet"](), {})
-INVERSION = {"name": "neural_cleanse", "schedule": {"epochs": 1, "batch_size": 16}}
+INVERSION = shrink(Cleanse())
 ANY = {"ep": {}, "ft": {}, "ft_sam": {}, "ibau": {}, "pam": {"inversion": INVERSION}}
 NETWORKS = {"bare": After, "whole": lambda: wrap(After()), "cut": lambda: wrap(Branching())}
 
