@@ -34,6 +34,7 @@ PLACES = {
     **{"resnet18": "ResNet18", "resnet50": "ResNet50", "densenet161": "Dense161"},
     **{"cifar100": "CIFAR-100", "tiny_imagenet": "Tiny"},
 }
+LEGEND = "O-Back: no defense. O-Rob: after the defense. P-Rob: after RA."
 NOT_RUN = "no study has this cell"
 MARKS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -65,7 +66,7 @@ class Printed:
         rows = [["", "", *groups], ["", "", *(metric for _, metric in self.heads)]]
         for label, ours, theirs in self.lines:
             rows += [[label, "ours", *ours], ["", "paper", *theirs]]
-        lines = [self.caption(), ""]
+        lines = [self.caption(), LEGEND, ""]
         for row in rows:
             cells = " ".join(f"{cell:>8s}" for cell in row[2:])
             lines.append(f"{row[0]:{width}s} {row[1]:5s} {cells}".rstrip())
@@ -74,7 +75,7 @@ class Printed:
     def markdown(self) -> str:
         """Return the table as Markdown, ours over the paper's in each cell."""
         heads = [f"{group} {metric}" for group, metric in self.heads]
-        lines = [f"**{self.caption()}**", "", f"| | {' | '.join(heads)} |"]
+        lines = [f"**{self.caption()}.** {LEGEND}", "", f"| | {' | '.join(heads)} |"]
         lines.append(f"|---|{'---:|' * len(heads)}")
         for label, ours, theirs in self.lines:
             cells = [f"{a}<br>{b}" for a, b in zip(ours, theirs, strict=True)]

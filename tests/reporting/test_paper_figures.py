@@ -9,7 +9,7 @@ from ppr_core.reporting.evidence import BASELINES, Evidence
 from tests.reporting.made_up import cells, line
 
 PLACES = ("dataset", "model", "poison_rate")
-NAMES = [*BASELINES, "ep", "pam"]
+NAMES = ["bti", "ep", "pam"]
 
 
 def evidence(settings=EVERY, attacks=("badnet", "blended"), **at):
@@ -36,7 +36,7 @@ def evidence(settings=EVERY, attacks=("badnet", "blended"), **at):
 
 @pytest.fixture(scope="module")
 def drawn():
-    return plots.paper_figures(evidence())
+    return plots.paper_figures(evidence(), (1, 2, 3, 4, 5, 12, 15))
 
 
 def titles(figure):
@@ -44,13 +44,13 @@ def titles(figure):
 
 
 def test_the_union_of_the_studies_fills_every_figure(drawn):
-    assert list(drawn) == list(range(1, 17))
+    assert list(drawn) == [1, 2, 3, 4, 5, 12, 15]
     main = [f"cifar10 resnet18 5 %\n{attack}" for attack in ("badnet", "blended")]
     four = [f"cifar10 {m} {100 * r:g} %" for _, m, r in CIFAR10]
-    for number, expected in {1: four, 2: main, 3: four[:1], 4: four, 5: main, 7: main}.items():
+    for number, expected in {1: four, 2: main, 3: four[:1], 4: four, 5: main}.items():
         assert titles(drawn[number]) == expected, number
     assert titles(drawn[12])[0] == "cifar100 resnet18_imagenet 5 %\nbadnet"
-    assert len(titles(drawn[15])) == len(titles(drawn[16])) == 4, "two settings, two attacks"
+    assert len(titles(drawn[15])) == 4, "two rates, two attacks"
     assert all(f"Figure {n}." in figure.get_suptitle() for n, figure in drawn.items())
 
 
@@ -71,7 +71,7 @@ def test_qra_stands_beside_what_its_generators_do_to_an_unseen_clean_model(drawn
 
 def test_one_setting_fills_what_it_can_and_names_itself():
     alone = evidence([("shapes", "resnet18", 0.1)], level="other", scale="drawn images")
-    drawn = plots.paper_figures(alone)
-    assert list(drawn) == [*range(1, 8), 14]
+    drawn = plots.paper_figures(alone, (1, 6, 8, 16))
+    assert list(drawn) == [1, 6], "the others are of settings that it has not"
     assert titles(drawn[1]) == ["shapes resnet18 10 %"]
     assert plots.paper_figures(Evidence(alone.cells.iloc[:0])) == {}
