@@ -89,7 +89,7 @@ def image_error(reverse: Reverse, model: nn.Module, data: ImageSet) -> Tensor:
     total = torch.zeros((), device=data.device)
     with autocast(data.device):
         for part in data.images.split(EVAL_BATCH):
-            images = model.normalise(to_float(part))
+            images = normalise_of(model)(to_float(part))
             total += F.mse_loss(reverse(images).float(), images) * len(part)
     return total / len(data)
 
