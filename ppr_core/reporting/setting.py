@@ -148,11 +148,11 @@ def _published(plan: Plan, defense: str) -> list[str]:
     if method is None or not type(method).__module__.startswith("ppr_core."):
         return []
     own, paper = method.flat(), type(method)().flat()
+    kind = defense.partition("@")[0]  # PAM over its grid of rho is one defense
     if plan.study.dataset["name"] in PRETRAINED:
-        kind = "pam" if defense.startswith("pam") else defense
         paper |= FINER.get(kind, {})
     changed = [k for k in paper if own.get(k) != paper[k] and k.split(".")[-1] not in CHOICES]
     if defense == "ft_sam" and own.get("rho") != paper.get("rho"):
         changed.append("rho")
     groups = dict.fromkeys(key.split(".")[0] for key in changed)
-    return [f"{defense}{DEFENSE}{', '.join(groups)}"] if changed else []
+    return [f"{kind}{DEFENSE}{', '.join(groups)}"] if changed else []
