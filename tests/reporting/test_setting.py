@@ -6,6 +6,7 @@ import pytest
 from ppr_core.lab.places import ROOT
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.study import Study
+from ppr_core.reporting.evidence import at_paper_rho
 from ppr_core.reporting.setting import paper_rho, setting_columns, with_settings
 
 
@@ -57,3 +58,6 @@ def test_a_table_of_cells_gets_the_columns_once():
     assert (found["width"] == 16).all()
     assert found["drawn"].all()
     assert with_settings(plan, found) is found
+    pam = found[found["defense"] == "pam"]
+    assert pam["scale"].nunique() == 1, "a grid of rho is of one scale"
+    assert set(at_paper_rho(found).query("defense == 'pam'")["rho"]) == {0.5}
