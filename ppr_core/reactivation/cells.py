@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Strict
 from torch import Tensor, nn
 
 from ppr_core.config import Field, Settings
@@ -18,6 +19,8 @@ from ppr_core.runtime import autocast
 from ppr_core.training.fit import fit
 from ppr_core.weights import recalibrate
 
+# A pair that comes back from JSON, which has no tuples: (epochs, ASR), (poisons, ASR).
+Point = Annotated[tuple[int, float | None], Strict(False)]
 BatchNorm = Literal["kept", "recalibrated", "frozen"]
 
 
@@ -56,7 +59,7 @@ class Cell(Settings):
     moved: float | None = Field(
         None, description="change of a weight tensor over its norm: the lower quartile of all"
     )
-    curve: list[tuple[int, float | None]] = Field([], description="(epochs, ASR) on the way")
+    curve: list[Point] = Field([], description="(epochs, ASR) on the way")
     admissible: bool | None = Field(None, description="no clean model woke; none: not judged")
 
 

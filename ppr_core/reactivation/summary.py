@@ -2,10 +2,15 @@
 
 import statistics
 from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Strict
 
 from ppr_core.config import Field, Settings
 from ppr_core.reactivation.cells import Setting
 from ppr_core.reactivation.figures import Limits, QueryResult, Verdict, verdict
+
+Count = Annotated[tuple[int, float], Strict(False)]  # JSON has no tuples
 
 
 class Figures(Settings):
@@ -20,8 +25,8 @@ class Figures(Settings):
     ep_p_asr: list[float] = Field([], description="EP's, draw by draw")
     wake_count: float | None = Field(None, description="n50; none: more than any count tried")
     clean_wake_count: float | None = Field(None, description="n50 of the clean models, the lowest")
-    counts: list[tuple[int, float]] = Field([], description="(poisons, median P-ASR)")
-    clean_counts: list[tuple[int, float]] = Field([], description="likewise, mean of clean models")
+    counts: list[Count] = Field([], description="(poisons, median P-ASR)")
+    clean_counts: list[Count] = Field([], description="likewise, mean of clean models")
     paper_poisons: int = Field(0, description="poisons of RA at the paper's strength")
     paper_p_asr: float | None = Field(None, description="median P-ASR there, percent")
     recovery_epochs: float | None = Field(None, description="to 50 % ASR; none: not reached")

@@ -164,10 +164,13 @@ def sentence(submission: Submission) -> str:
         return head + said.reason.rstrip(".")
     before = _mean([one.o_asr for one in figures]) or 0.0
     woken = _woken(figures)
+    needs = "; the clean model needs "
+    needs += wake_text([one.clean_wake_count for one in figures], figures)
+    if said.word == "superficial" and all(one.wake_count == 0 for one in figures):
+        return f"{head}clean samples alone bring ASR from {before:.0f} to 50 % or more{needs}"
     if said.word == "superficial" and woken:
         count, after = woken
-        text = f"{_samples(count)} ASR from {before:.0f} to {after:.0f} %; the clean model needs "
-        return head + text + wake_text([one.clean_wake_count for one in figures], figures)
+        return f"{head}{_samples(count)} ASR from {before:.0f} to {after:.0f} %{needs}"
     after, clean = _over(submission, "p_asr") or 0.0, _over(submission, "clean_p_asr") or 0.0
     return (
         f"{head}its worst case ({figures[0].worst}) brings ASR from {before:.0f} to {after:.0f} %, "
@@ -226,9 +229,9 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _middle(counts: Sequence[float | None]) -> float | None:
-    """Return the median, where none is more than any number."""
+    """Return the median, of two the lower; none is more than any number."""
     ordered = sorted(math.inf if count is None else count for count in counts)
-    middle = ordered[len(ordered) // 2]
+    middle = ordered[(len(ordered) - 1) // 2]
     return middle if math.isfinite(middle) else None
 
 

@@ -171,26 +171,33 @@ def test_without_ep_nothing_holds(world):
     assert figures.verdict.word == "open" and "EP" in figures.verdict.reason
 
 
+def stand_alone(world, model):
+    """The P-ASR of RA at the paper's strength, percent."""
+    method = BATTERY.tuning(BATTERY.paper)
+    stream = world.bench.stream(0)
+    tuned = method(model, world.data, rng=stream, poisons=world.poisons).model
+    return attack_success_rate(tuned, world.stamped)
+
+
 def test_weights_scaled_against_batch_norm(world):
     hidden = rescaled(world.asleep, 30)
     assert attack_success_rate(hidden, world.stamped) <= 15
+    assert stand_alone(world, hidden) < stand_alone(world, world.asleep) / 2, "RA is not fooled"
     _, figures = world.judge(hidden)
-    assert figures.paper_p_asr < 20, "the defense does not fool RA: nothing is tested"
     assert figures.verdict.word == "no verdict"
-    assert "weights rescaled" in figures.gates[0]
+    assert any("weights rescaled" in gate for gate in figures.gates)
 
 
 def test_tuned_to_resist_the_paper_s_strength(world):
-    """The defender turns the scale up until RA at the paper's rate and epochs wakes nothing."""
-    stand_alone = BATTERY.tuning(BATTERY.paper)
+    """The defender turns the scale up until RA at the paper's rate and epochs wakes far less."""
+    plain = stand_alone(world, world.asleep)
     for factor in (2, 3, 4, 6, 8):
         hidden = rescaled(world.asleep, factor)
-        stream = world.bench.stream(0)
-        tuned = stand_alone(hidden, world.data, rng=stream, poisons=world.poisons).model
-        if attack_success_rate(tuned, world.stamped) < 20:
+        if stand_alone(world, hidden) < plain / 2:
             break
+    else:
+        pytest.fail("RA is not fooled: nothing is tested")
     _, figures = world.judge(hidden)
-    assert figures.paper_p_asr < 20, "the defense does not fool RA: nothing is tested"
     assert figures.verdict.word in ("superficial", "no verdict")
 
 

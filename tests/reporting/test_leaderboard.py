@@ -109,6 +109,10 @@ def test_the_sentence_of_what_wakes():
         "MyDefense: **superficial** on blended: 2 poisoned samples bring ASR from 3 to 91 %; "
         "the clean model needs 44"
     )
+    alone = figures(wake_count=0.0)
+    assert "clean samples alone bring ASR from 3 to 50 % or more" in sentence(
+        submission(runs=[alone])
+    )
     never = figures(clean_wake_count=None)
     assert sentence(submission(runs=[never])).endswith("the clean model needs > 50")
 
