@@ -17,6 +17,7 @@ from ppr_core.defenses.sources.decoupling import (
     votes,
 )
 from ppr_core.defenses.sources.inversion import Inversion
+from ppr_core.defenses.sources.residual import ResidualInversion
 from ppr_core.defenses.sources.unet import UNet, fresh, load, load_slots, saved
 from ppr_core.errors import ConfigError
 from ppr_core.method import fork
@@ -198,8 +199,8 @@ def batch(image_change=0.1, feature_change=1.0):
 
 def test_within_both_bounds_the_generator_moves_what_is_not_benign():
     benign = torch.full((1, 6, 2, 2), 0.25)
-    value, moved, broken = SMALL.search_loss(batch(0.1, 2.0), benign)
-    assert not broken
+    value, moved, far = SMALL.search_loss(batch(0.1, 2.0), benign)
+    assert not far
     torch.testing.assert_close(moved, torch.tensor(0.75**2 * 4))
     torch.testing.assert_close(value, -moved + 0.01 * 0.25**2 * 4)
 
@@ -207,8 +208,8 @@ def test_within_both_bounds_the_generator_moves_what_is_not_benign():
 @pytest.mark.parametrize(("image", "feature"), [(0.6, 1.0), (0.1, 8.0), (0.6, 8.0)])
 def test_beyond_a_bound_the_loss_is_the_image_error_alone(image, feature):
     # 0.6^2 > 0.3; (0.25 * 8)^2 > 3.
-    value, _, broken = SMALL.search_loss(batch(image, feature), torch.full((1, 6, 2, 2), 0.25))
-    assert broken
+    value, _, far = SMALL.search_loss(batch(image, feature), torch.full((1, 6, 2, 2), 0.25))
+    assert far == (image == 0.6), "features at their bound are what the search is for"
     torch.testing.assert_close(value, torch.tensor(image**2))
 
 
@@ -270,6 +271,61 @@ def test_the_generator_of_the_best_epoch_is_kept(model, data):
         method.replace(generate={"epochs": count}, use_max_bd_feat=False) for count in (1, 2, 3)
     ]
     assert [equal(weights(method), weights(end)) for end in ends].count(True) == 1
+
+
+# -- the generator that adds a change ---------------------------------------------------------
+
+ADDING = ResidualInversion(width=2, decouple=ADAM, generate=ADAM)
+
+
+@pytest.mark.parametrize("scale", [0.01, 100.0])
+def test_a_change_keeps_to_its_bound_image_by_image(scale):
+    net, images = fresh(2, 3, seeded(), CPU, bound=0.2), torch.randn(4, 3, 16, 16)
+    with torch.no_grad():
+        net.out.weight.mul_(scale), net.out.bias.mul_(scale)
+        raw = UNet.forward(net, images)
+        change = net(images) - images
+    size = change.square().mean((1, 2, 3))
+    if scale < 1:
+        torch.testing.assert_close(change, raw)
+    else:
+        torch.testing.assert_close(size, torch.full((4,), 0.2))
+        angles = F.cosine_similarity(change.flatten(1), raw.flatten(1))
+        torch.testing.assert_close(angles, torch.ones(4))
+
+
+def test_the_identity_is_no_place_to_start(model, data):
+    """What the search enlarges is the square of a move: without a move it has no slope."""
+    frozen, slopes = clone(model).requires_grad_(False), []
+    for at_identity in (True, False):
+        net = fresh(2, 3, seeded(), CPU, bound=0.3)
+        if at_identity:
+            nn.init.zeros_(net.out.weight), nn.init.zeros_(net.out.bias)
+        one = passed(net, frozen, to_float(data.images))
+        ADDING.search_loss(one, torch.full((1, 1, 1, 1), 0.5))[0].backward()
+        slopes.append(float(net.out.weight.grad.abs().max()))
+    assert slopes[0] == 0
+    assert slopes[1] > 0
+
+
+def test_no_step_of_an_added_change_is_spent_on_the_image(model, data):
+    long = {"steps": 12, "lr": 0.1}
+    adding = ADDING.replace(generate=long, norm_bound=0.01, feat_bound=1e6)
+    state = adding.invert(model, data, rng=seeded(), state={})
+    assert state["norm_share"] == 0
+    writing = SMALL.replace(generate=long, norm_bound=0.01, feat_bound=1e6)
+    assert writing.invert(model, data, rng=seeded(), state={})["norm_share"] > 0.5
+    images = model.normalise(to_float(data.images))
+    with torch.no_grad():
+        found = model.normalise(adding.trigger(model, state, None)(to_float(data.images)))
+    size = (found - images).square().mean((1, 2, 3))
+    torch.testing.assert_close(size, torch.full((48,), 0.01), rtol=0.01, atol=0)
+
+
+def test_both_generators_are_sources_by_name():
+    assert type(Pam(inversion="bti").inversion) is Inversion
+    assert type(Pam(inversion="bti_residual").inversion) is ResidualInversion
+    assert Pam().preparation() != Pam(inversion="bti_residual").preparation()
 
 
 # -- the label -------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from ppr_core.defenses.sources.base import Change, RealTrigger, State, TriggerSo
 from ppr_core.defenses.sources.cleanse import Cleanse
 from ppr_core.defenses.sources.inversion import Inversion
 from ppr_core.defenses.sources.patches import PatchDistribution
+from ppr_core.defenses.sources.residual import ResidualInversion
 from ppr_core.method import Outcome, fork
 from ppr_core.metrics import clean_accuracy
 from ppr_core.runtime import autocast
@@ -24,6 +25,7 @@ Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 SOURCES: dict[str, type[TriggerSource]] = {
     "bti": Inversion,
+    "bti_residual": ResidualInversion,
     "neural_cleanse": Cleanse,
     "mesa": PatchDistribution,
     "real": RealTrigger,

@@ -18,7 +18,7 @@ from ppr_core.defenses.sources.decoupling import (
     passed,
     votes,
 )
-from ppr_core.defenses.sources.unet import MULTIPLE, fresh, load, load_slots, saved
+from ppr_core.defenses.sources.unet import MULTIPLE, UNet, fresh, load, load_slots, saved
 from ppr_core.errors import need
 from ppr_core.method import fork
 from ppr_core.models.activations import soft_mask
@@ -100,7 +100,8 @@ class Inversion(TriggerSource):
         """
         frozen = clone(model).eval().requires_grad_(False)
         found = dict(state)
-        generator = fresh(self.width, data.images.shape[1], fork(rng, "generator"), data.device)
+        channels = data.images.shape[1]
+        generator = self.generator(channels, fork(rng, "generator"), data.device)
         optimizer = make_optimizer(generator.parameters(), self.generate)
         if state:
             load(generator, state)
@@ -125,7 +126,7 @@ class Inversion(TriggerSource):
     def trigger(self, model: nn.Module, state: State, stamp: Change | None) -> Change:
         """Return the generator as a change of pixels."""
         device, channels = next(model.parameters()).device, len(state["generator.out.bias"])
-        generator = fresh(self.width, channels, torch.Generator(), device)
+        generator = self.generator(channels, torch.Generator(), device)
         reverse = self.reverse(load(generator, state), model)
         normalise = normalise_of(model)
         return lambda pixels: normalise.inverse(reverse(normalise(pixels)).float())
@@ -151,6 +152,10 @@ class Inversion(TriggerSource):
         doubts = [text for text, so in told.items() if so]
         return found | ({"warnings": doubts} if doubts else {})
 
+    def generator(self, channels: int, rng: torch.Generator, device: torch.device) -> UNet:
+        """Return the generator with its first weights."""
+        return fresh(self.width, channels, rng, device)
+
     def reverse(self, generator: nn.Module, model: nn.Module) -> Change:
         """Return the generator as a change of normalised images."""
         if not self.clamp_pixels:
@@ -159,7 +164,7 @@ class Inversion(TriggerSource):
         return lambda images: normalise(normalise.inverse(generator(images)).clamp(0, 1))
 
     def search_loss(self, batch: Pass, benign: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the generator's loss, how far it moved backdoor features, if a bound is broken.
+        """Return the generator's loss, how far it moved backdoor features, if the image is too far.
 
         Args:
             batch: one pass.
@@ -168,9 +173,10 @@ class Inversion(TriggerSource):
         near = F.mse_loss(batch.reversed, batch.images)
         change = batch.reversed_features - batch.features
         kept, moved = (benign * change).square().mean(), ((1 - benign) * change).square().mean()
-        broken = (near > self.norm_bound) | (kept > self.feat_bound)
+        far = near > self.norm_bound
+        broken = far | (kept > self.feat_bound)
         # Chosen on the device: to ask which bound is broken would wait for it at every step.
-        return torch.where(broken, near, self.benign_weight * kept - moved), moved, broken
+        return torch.where(broken, near, self.benign_weight * kept - moved), moved, far
 
     def _pretrain(
         self, generator: nn.Module, frozen: nn.Module, data: ImageSet, rng: torch.Generator
@@ -202,7 +208,7 @@ class Inversion(TriggerSource):
         """Train the generator to move what is not benign (step 2).
 
         Returns:
-            The share of the steps that only lowered the image error.
+            The share of the steps that only lowered the image error, for it was above its bound.
         """
         reverse = self.reverse(generator, frozen)
         best = BestEpoch(generator, self.generate.epoch_steps(len(data)))
@@ -210,9 +216,9 @@ class Inversion(TriggerSource):
 
         def loss(pixels: Tensor, labels: Tensor) -> Tensor:
             batch = passed(reverse, frozen, pixels)
-            value, moved, broken = self.search_loss(batch, benign)
+            value, moved, far = self.search_loss(batch, benign)
             best.add(moved)
-            spent.add_(broken)
+            spent.add_(far)
             if "label" in state:  # known from the first round on
                 label = state["label"].to(labels.device).expand_as(labels)
                 value = value + F.cross_entropy(frozen.head(batch.reversed_features), label)

@@ -68,10 +68,44 @@ class UNet(nn.Module):
         return self.out(maps)
 
 
-def fresh(width: int, channels: int, rng: torch.Generator, device: torch.device) -> UNet:
-    """Return a U-Net with torch's default weights; the global generators are left untouched."""
+class Residual(UNet):
+    """A U-Net that adds its output to the image, scaled down where it is too large.
+
+    Args:
+        width: see `UNet`.
+        channels: see `UNet`.
+        bound: mean square that the output may have, image by image.
+    """
+
+    def __init__(self, width: int = 32, channels: int = 3, bound: float = 0.3) -> None:
+        super().__init__(width, channels)
+        self.bound = bound
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W), H and W divisible by 16 -> the same shape, at a bounded distance."""
+        change = super().forward(images).float()
+        size = change.square().mean((1, 2, 3), keepdim=True)
+        return images + change * (self.bound / size.clamp_min(1e-8)).sqrt().clamp(max=1)
+
+
+def fresh(
+    width: int,
+    channels: int,
+    rng: torch.Generator,
+    device: torch.device,
+    bound: float | None = None,
+) -> UNet:
+    """Return a U-Net with torch's default weights; the global generators are left untouched.
+
+    Args:
+        width: see `UNet`.
+        channels: see `UNet`.
+        rng: its seed draws the weights.
+        device: of the weights.
+        bound: see `Residual`; none: a U-Net that writes the whole image.
+    """
     with seeded(seed_of(rng)):
-        net = UNet(width, channels)
+        net = UNet(width, channels) if bound is None else Residual(width, channels, bound)
     return net.to(device, memory_format=torch.channels_last)
 
 
