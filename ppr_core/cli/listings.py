@@ -67,6 +67,8 @@ def _entry(name: str, cls: type["Settings"]) -> dict[str, str]:
         row["columns"] = ", ".join(column.name for column in cls.columns)
     if hasattr(cls, "privileges"):
         row["privileges"] = cls.privileges
+    if hasattr(cls, "needed") and not any(f.is_required() for f in cls.model_fields.values()):
+        row["needs"] = ", ".join(cls().needed())  # of a model, besides forward and parameters
     settings = [f"{row['name']}={row['default']}" for row in cls.describe()]
     return {**row, "settings": " ".join(settings)}
 
