@@ -58,6 +58,8 @@ REPORTING = [
     "reporting.leaderboard",
     "reporting.boards",
     "reporting.plots",
+    "reporting.frames",
+    "reporting.drawings",
     "reporting.toy",
     "reporting.report",
     "explorer",

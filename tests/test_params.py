@@ -116,7 +116,7 @@ def test_the_small_studies_keep_pam_s_first_generator_as_the_released_code_does(
     stepping = [method for method in defenses.values() if isinstance(method, Stepping)]
     assert stepping
     assert not any(method.inversion.regenerate_each_round for method in stepping)
-    found = defenses["bti"].preparation()
+    found = defenses["bti", None].preparation()
     assert all(method.preparation() == found for method in stepping), "the first round is shared"
 
 

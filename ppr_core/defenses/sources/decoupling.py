@@ -15,6 +15,9 @@ from ppr_core.runtime import autocast
 from ppr_core.training.fit import Schedule, fit
 from ppr_core.weights import State, snapshot
 
+EXTREME = 0.05  # a mask whose mean is this near to 0 or 1 no longer tells features apart
+SURE = 0.5  # share of the votes below which a label is uncertain
+MOST = 0.5  # share of the search's steps above which too many went into the image error
 Reverse = Callable[[Tensor], Tensor]
 
 
@@ -137,3 +140,26 @@ class BestEpoch:
             if float(self.total) > self.most:
                 self.most, self.weights = float(self.total), snapshot(self.net)
             self.total.zero_()
+
+
+def doubts(share: float, mean: float, error: float, spent: float, bound: float) -> list[str]:
+    """Return why the first round of an inversion may be wrong, a sentence each.
+
+    Args:
+        share: of the votes that the label has.
+        mean: of the mask of benign features.
+        error: image MSE of the generator before its search.
+        spent: share of the search's steps that only lowered the image MSE.
+        bound: image MSE that a trigger may cost.
+    """
+    told = {
+        f"uncertain label: it has only {share:.0%} of the votes": share < SURE,
+        f"saturated mask: its mean is {mean:.2f}; use fewer decouple.steps": not (
+            EXTREME < mean < 1 - EXTREME
+        ),
+        f"unready generator: before the search its image MSE is {error:.2f}, above the "
+        f"norm_bound of {bound:g}; use more pretrain.steps": error > bound,
+        f"short search: {spent:.0%} of its steps only lowered the image MSE; use more "
+        "pretrain.steps or generate.steps": spent > MOST,
+    }
+    return [text for text, so in told.items() if so]

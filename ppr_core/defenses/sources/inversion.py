@@ -13,6 +13,7 @@ from ppr_core.defenses.sources.decoupling import (
     BestEpoch,
     Pass,
     decoupled,
+    doubts,
     image_error,
     label_loss,
     passed,
@@ -25,9 +26,6 @@ from ppr_core.models.activations import soft_mask
 from ppr_core.models.base import clone, normalise_of
 from ppr_core.training.fit import Schedule, fit, make_optimizer
 
-EXTREME = 0.05  # a mask whose mean is this near to 0 or 1 no longer tells features apart
-SURE = 0.5  # share of the votes below which a label is uncertain
-MOST = 0.5  # share of the search's steps above which too many went into the image error
 MEASURED = ("start_error", "norm_share")
 
 
@@ -139,18 +137,8 @@ class Inversion(TriggerSource):
         # Inversions that were saved before these two were measured do not hold them.
         found |= {name: float(state[name]) for name in MEASURED if name in state}
         error, spent = (found.get(name, 0.0) for name in MEASURED)
-        told = {
-            f"uncertain label: it has only {share:.0%} of the votes": share < SURE,
-            f"saturated mask: its mean is {mean:.2f}; use fewer decouple.steps": not (
-                EXTREME < mean < 1 - EXTREME
-            ),
-            f"unready generator: before the search its image MSE is {error:.2f}, above the "
-            f"norm_bound of {self.norm_bound:g}; use more pretrain.steps": error > self.norm_bound,
-            f"short search: {spent:.0%} of its steps only lowered the image MSE; use more "
-            "pretrain.steps or generate.steps": spent > MOST,
-        }
-        doubts = [text for text, so in told.items() if so]
-        return found | ({"warnings": doubts} if doubts else {})
+        told = doubts(share, mean, error, spent, self.norm_bound)
+        return found | ({"warnings": told} if told else {})
 
     def generator(self, channels: int, rng: torch.Generator, device: torch.device) -> UNet:
         """Return the generator with its first weights."""
@@ -226,8 +214,8 @@ class Inversion(TriggerSource):
 
         compare = best.after_step if self.use_max_bd_feat else None
         hooks = {"loss": loss, "optimizer": optimizer, "after_step": compare}
-        given = {"rng": rng, "capturable": True, "writes": [best.total, spent]}
-        fit(generator, data, self.generate, **given, **hooks)
+        hooks |= {"capturable": True, "writes": [best.total, spent]}
+        fit(generator, data, self.generate, rng=rng, **hooks)
         if best.weights:
             generator.load_state_dict(best.weights)
         return spent / max(1, self.generate.total_steps(len(data)))

@@ -1,6 +1,7 @@
 """The rules as data: thresholds with their history, and what the paper says of each claim."""
 
 import csv
+import io
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -17,8 +18,8 @@ def rules() -> dict[str, Any]:
 @cache
 def claims() -> dict[int, dict[str, str]]:
     """Return of each claim: text, needs, the paper's numbers, what its tables say, answer."""
-    with resources.files(__package__).joinpath("claims.csv").open(newline="") as file:
-        return {int(row["number"]): row for row in csv.DictReader(file)}
+    text = resources.files(__package__).joinpath("claims.csv").read_text()
+    return {int(row["number"]): row for row in csv.DictReader(io.StringIO(text, newline=""))}
 
 
 def tolerance(name: str) -> float:
