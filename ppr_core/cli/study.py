@@ -177,14 +177,15 @@ def _run(arguments: argparse.Namespace) -> int:
     from ppr_core.lab.plan import Plan
     from ppr_core.lab.section import resolve
     from ppr_core.lab.store import Store
+    from ppr_core.lab.study import Study
 
     notebook = notebooks.find(arguments.notebook)
-    known = notebooks.declared(notebook)
+    known = (*Study.model_fields, "overrides")
     for pair in arguments.set:
         name = pair.partition("=")[0].split(".")[0]
         need(name in known, unknown(f"parameter of {notebook.stem}", name, known))
     values = read(arguments.file, arguments.set)
-    plan = Plan(resolve({**known, **values}))
+    plan = Plan(resolve({**notebooks.declared(notebook), **values}))
     return notebooks.execute(notebook, plan, Store())
 
 

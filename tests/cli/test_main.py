@@ -111,15 +111,11 @@ def test_report_takes_further_studies_for_the_claims(study_file, tmp_path, capsy
     rare.write_text(yaml.safe_dump({**TINY_STUDY, "name": "rare", "poison_rate": 0.01}))
     assert main(["report", study_file, "--also", str(rare)]) == 0
     out = capsys.readouterr().out
-    assert "0 hold, 0 fail, 60 not tested" in out
-    assert (
-        "47. PAM's ASR rises by less than 3 points at 1 %, too: needs a study of PAM at 1 %" in out
-    )
+    assert "decided: none; indicated: none; seen: none" in " ".join(out.split())
     plans = [Plan(Study.load(path)) for path in (study_file, rare)]
     evidence = claims.gather(plans[0], store, plans[1:])
     assert set(evidence.cells["poison_rate"]) == {0.1}
     assert set(evidence.further["poison_rate"]) == {0.01}
-    assert [setting[2] for setting in evidence.settings()] == [0.1, 0.01]
     assert set(evidence.further["ra_poisons"]) == {3}
     assert main(["report", study_file, "--also", "none.yaml"]) == 2
     assert "no such file" in capsys.readouterr().err
