@@ -84,13 +84,19 @@ class Section:
             self.store.attach(self.run, path, "figures")
         return figure
 
-    def table(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
-        """Keep a table as an artifact of this section's run, and return it rounded."""
+    def table(self, table: pd.DataFrame, name: str, shown: Any = None) -> Any:
+        """Keep a table as an artifact of this section's run, and return what is shown of it.
+
+        Args:
+            table: with every column.
+            name: of the artifact.
+            shown: a shorter form for readers; the whole table, rounded, if not given.
+        """
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / f"{name}.csv"
             table.to_csv(path, index=False)
             self.store.attach(self.run, path, "tables")
-        return table.round(2)
+        return table.round(2) if shown is None else shown
 
     def close(self) -> None:
         """Finish the run, where this section opened it."""

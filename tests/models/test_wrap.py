@@ -262,7 +262,7 @@ def test_torchvision_by_name():
         ("none", {}, "expected an nn.Module from .*Nets.py:none, got int"),
         ("tiny", {"mean": [0.5]}, "expected mean and std of one length"),
         ("tiny", {"mean": [0.5], "std": [0.0]}, "std above 0"),
-        ("tiny", {"wdth": 1}, "unknown setting of Own"),
+        ("tiny", {"wdth": 1}, "Own: unknown setting"),
     ],
 )
 def test_a_users_model_that_does_not_fit_is_refused(file, name, more, message):
