@@ -291,7 +291,7 @@ def test_a_file_that_holds_no_such_model_is_refused(store, tmp_path, kind):
     elif kind in ("damaged", "text"):
         path.write_bytes(b"hello, not a checkpoint")
     elif kind != "missing":
-        state = Plan(Study(**TINY_STUDY)).model.build(4 if kind == "shapes" else 10, seed=0)
+        state = Plan(Study(**TINY_STUDY)).setting.model.build(4 if kind == "shapes" else 10, seed=0)
         state = {n: t.contiguous() for n, t in state.state_dict().items()}
         if kind == "names":
             state.pop("linear.bias")
