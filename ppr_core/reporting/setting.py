@@ -93,7 +93,9 @@ def with_settings(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
         for _, row in rows.iterrows()
     ]
     settings = pd.DataFrame(found, rows.index)
-    return rows.drop(columns=settings.columns, errors="ignore").join(settings)
+    made = rows.drop(columns=settings.columns, errors="ignore").join(settings)
+    made.attrs = rows.attrs  # pandas forgets them, and with them a user's own columns
+    return made
 
 
 def level_of(parts: Sequence[str]) -> str:

@@ -36,13 +36,13 @@ def test_anp(ascent, model, data, monkeypatch):
     [0, 1]. SGD with momentum 0.9; batch statistics. Two iterations, at a rate that clamps.
     """
     drawn = []
-    real = anp.draw
+    real = anp.fill_noise
 
     def draw(start, eps, rng):
         real(start, eps, rng)
         drawn.append(start.clone())
 
-    monkeypatch.setattr(anp, "draw", draw)
+    monkeypatch.setattr(anp, "fill_noise", draw)
     method = Anp(ascent_steps=ascent, schedule={**WHOLE, "steps": 2, "lr": 0.3})
     found = method.prepare(model, data, rng=torch.Generator())
     x, s = plain.pixels(data.images), state(model)
