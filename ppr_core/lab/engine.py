@@ -26,6 +26,8 @@ from ppr_core.training.fit import Schedule
 Backend = Literal["local", "ray"]
 Failures = dict[str, str]
 
+TRIES = 3  # of starting Ray
+
 # What a method may meet on one model without the rest of the grid being at fault.
 FAILURES = (ConfigError, DataError, RuntimeError)
 
@@ -107,7 +109,8 @@ def _on_ray(stages: list[Stage], bar: "_Bar", gpu_share: float) -> Failures:
     handed_on = ("PPR_STORE", "PPR_DATA", "PPR_COMPILE", "MLFLOW_TRACKING_URI", "PYTHONPATH")
     environment = {name: text for name, text in places.environment().items() if name in handed_on}
     environment["OMP_WAIT_POLICY"] = "PASSIVE"
-    ray.init(
+    start_ray(
+        ray,
         address=address,
         log_to_driver=False,
         logging_level="ERROR",
@@ -137,6 +140,18 @@ def _on_ray(stages: list[Stage], bar: "_Bar", gpu_share: float) -> Failures:
         return failures
     finally:
         ray.shutdown()
+
+
+def start_ray(ray: Any, **given: Any) -> None:
+    """Start Ray or join it; it gives its node half a minute, which a busy machine may outlast."""
+    for left in reversed(range(TRIES)):
+        try:
+            ray.init(**given)
+            return
+        except Exception as error:  # Ray raises a bare Exception here
+            ray.shutdown()
+            if not left or "timed out during startup" not in str(error):
+                raise
 
 
 def _outcome(done: Any, stage: Stage, failures: Failures) -> str | None:

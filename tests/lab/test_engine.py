@@ -117,7 +117,8 @@ def test_a_stage_arrives_at_a_worker_as_it_was_planned(store):
     def arrived(stages):
         return [(os.getpid(), stage.key, stage.method) for stage in stages]
 
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+    engine.start_ray(ray, num_cpus=1, **quiet)
     try:
         there = ray.get(ray.remote(arrived).remote(stages))
     finally:
