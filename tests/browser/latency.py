@@ -5,8 +5,9 @@ import sys
 import tempfile
 import time
 
+from ppr_core.lab.places import ROOT
 from ppr_core.lab.plan import Plan
-from ppr_core.lab.store import ROOT, Store
+from ppr_core.lab.store import Store
 from ppr_core.lab.study import Study
 from tests.browser import driver
 from tests.browser.screenshots import STUDY, check

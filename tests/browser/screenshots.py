@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image
 
 from ppr_core.errors import ConfigError, DataError, StoreError, need
+from ppr_core.lab.places import ROOT
 from ppr_core.lab.plan import Plan
-from ppr_core.lab.store import ROOT, Store
+from ppr_core.lab.store import Store
 from ppr_core.lab.study import Study
 from ppr_core.reporting import comparison
 from tests.browser import driver
