@@ -117,6 +117,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     grouped = figures.groupby(keys, sort=False, dropna=False)
     table = grouped[shown].mean()
     table = table.join(grouped[shown].std(ddof=1).add_suffix("_std"))
+    table = table.copy()  # in one piece: pandas warns of many columns added one by one
     table["change"] = table["p_asr"] - table["o_asr"]
     table["seeds"] = grouped["seed"].nunique()
     table["failed"] = grouped["failed"].sum()

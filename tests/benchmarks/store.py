@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from ppr_core.lab.store import Result, Store
+from ppr_core.lab.store import Store
+from ppr_core.method import Result
 
 RUNS = 300
 

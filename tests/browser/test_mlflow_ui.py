@@ -5,7 +5,7 @@ import pytest
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import Store
 from ppr_core.lab.study import Study
-from ppr_core.reporting import comparison, plots, results
+from ppr_core.reporting import plots, results
 from tests.browser import driver
 from tests.conftest import EXPLORED
 
@@ -24,7 +24,7 @@ def test_the_table_of_cells_is_a_saved_view(page, experiment):
         page.get_by_role("link", name=name, exact=True).wait_for()
     heads = page.locator('[data-testid^="sort-header-"]').all()
     ordered = sorted(heads, key=lambda head: head.bounding_box()["x"])
-    assert [head.inner_text() for head in ordered[2:7]] == comparison.LOGGED[:5]
+    assert [head.inner_text() for head in ordered[2:6]] == results.FIGURES
     assert page.get_by_text("badnet/ft retuned s0").count() == 0, "cells only"
 
 
