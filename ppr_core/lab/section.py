@@ -132,13 +132,14 @@ def resolve(names: Mapping[str, Any]) -> Study:
         known = (*Study.model_fields, "overrides", "base")
         need(name in known, unknown("parameter", name, known))
     given = {key: names[key] for key in Study.model_fields if names.get(key) is not None}
+    overrides = names.get("overrides") or {}
     file = ROOT / "params" / f"{given.get('name', '')}.yaml"
     if file.is_file():
         given = {**Study.load(file).model_dump(exclude_unset=True), **given}
-    elif len(given) < 2:
+    elif len({**given, **overrides}) < 2:
         known = ", ".join(path.stem for path in sorted((ROOT / "params").glob("*.yaml")))
         raise ConfigError(f"expected the name of a study file, got {given}; known: {known}")
-    return Study(**merged(given, names.get("overrides") or {}))
+    return Study(**merged(given, overrides))
 
 
 def _parameters(names: Mapping[str, Any]) -> list[str]:
