@@ -103,6 +103,17 @@ def test_both_variants_prepare_and_stamp_any_size(variant, size):
     assert state["message"].numel() == {"fast": 20, "stegastamp": 100}[variant]
 
 
+def test_the_decoders_gradient_is_written_whole_on_16_pixels():
+    decoder = Decoder(PLANS["stegastamp"], 16)
+    for _ in range(5):
+        used = [torch.full((2**k,), torch.nan, dtype=torch.bfloat16) for k in range(4, 20)]
+        del used  # what is allocated next finds nan in its memory
+        with torch.autocast("cpu", torch.bfloat16):
+            decoder(torch.rand(16, 3, 16, 16)).sum().backward()
+        assert all(torch.isfinite(p.grad).all() for p in decoder.parameters())
+        decoder.zero_grad()
+
+
 def test_stamp_of_no_images_and_of_224_pixels():
     _, method, state = ready()
     assert method.stamp(torch.zeros(0, 3, 16, 16).byte(), stage="test", state=state).shape[0] == 0

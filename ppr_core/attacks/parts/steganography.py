@@ -122,6 +122,9 @@ class Decoder(nn.Module):
         super().__init__()
         layers, channels = [], 3
         for outputs, stride in plan.decoder:
+            # On one pixel a stride of 2 changes nothing, but there oneDNN (torch 2.14) leaves part
+            # of the weights' bf16 gradient unwritten: whatever the memory held, at times nan.
+            stride = stride if size > 1 else 1
             layers.append(_convolution(channels, outputs, stride, not plan.deep))
             channels, size = outputs, -(-size // stride)
         self.convolutions = nn.Sequential(*layers)
