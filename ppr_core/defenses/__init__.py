@@ -4,6 +4,7 @@ from ppr_core.defenses.anp import Anp
 from ppr_core.defenses.base import Defense
 from ppr_core.defenses.bnp import Bnp
 from ppr_core.defenses.bti import Bti
+from ppr_core.defenses.bti_p import BtiP
 from ppr_core.defenses.bti_sam import BtiSam
 from ppr_core.defenses.clp import Clp
 from ppr_core.defenses.d3 import D3
@@ -33,6 +34,7 @@ DEFENSES: dict[str, type[Defense]] = {
     "ft_sam": FtSam,
     "fst": Fst,
     "bti": Bti,
+    "bti_p": BtiP,
     "bti_sam": BtiSam,
     "pam": Pam,
     "clp": Clp,

@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,7 +26,7 @@ class Bti(Unlearning):
         Schedule(epochs=30, optimizer="adam", lr=1e-4), description="of the classifier, each round"
     )
 
-    def hooks(self, model: nn.Module, mix: Mix) -> dict[str, Any]:
+    def hooks(self, model: nn.Module, mix: Mix, rng: torch.Generator) -> dict[str, Any]:
         """Return the loss; both passes train and update the statistics, the plain images first."""
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:

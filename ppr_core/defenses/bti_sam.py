@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from ppr_core.config import Field
@@ -26,6 +27,6 @@ class BtiSam(Stepping):
     rounds: int = Field(3, ge=1, description="rounds of inversion and tuning")
     rho: float = Field(0.1, ge=0, description="L2 length of the ascent, over all weights")
 
-    def hooks(self, model: nn.Module, mix: Mix) -> dict[str, Any]:
+    def hooks(self, model: nn.Module, mix: Mix, rng: torch.Generator) -> dict[str, Any]:
         """Return SAM's gradient; both passes update the batch-norm statistics."""
         return {"on_batch": mix, "gradient": sam_gradient(model.parameters(), self.rho)}

@@ -46,7 +46,7 @@ class Pam(Stepping):
         "code; taken anew on the clean set at the end; or those of the model handed in",
     )
 
-    def hooks(self, model: nn.Module, mix: Mix) -> dict[str, Any]:
+    def hooks(self, model: nn.Module, mix: Mix, rng: torch.Generator) -> dict[str, Any]:
         """Return PAM's gradient."""
         gradient = path_gradient(
             model.parameters(),

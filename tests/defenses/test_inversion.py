@@ -527,13 +527,13 @@ def test_labels_stay_and_the_generator_stays(cls, model, data, found, monkeypatc
     monkeypatch.setattr(inversion, "fresh", lambda *args: nets.append(fresh(*args)) or nets[-1])
 
     class Noting(cls):
-        def hooks(self, model, mix):
+        def hooks(self, model, mix, rng):
             def noting(images, labels):
                 mixed = mix(images, labels)
                 mixes.append((images, labels, *mixed))
                 return mixed
 
-            return super().hooks(model, noting)
+            return super().hooks(model, noting, rng)
 
     method = Noting(inversion=SMALL, tuning={"steps": 3, "batch_size": 16}, rounds=1)
     outcome = method(model, data, rng=seeded(), state=found)
@@ -575,7 +575,7 @@ def test_bti_passes_plain_images_first_as_its_statistics_tell(model, data):
     layer.running_mean.fill_(1.0)
     brighter = 1 - images
     means = [model.backbone[0](model.normalise(x)).mean((0, 2, 3)) for x in (images, brighter)]
-    Bti().hooks(model, lambda x, y: (1 - x, y))["loss"](images, data.labels)
+    Bti().hooks(model, lambda x, y: (1 - x, y), seeded())["loss"](images, data.labels)
     expected = 0.81 + 0.09 * means[0] + 0.1 * means[1]
     torch.testing.assert_close(layer.running_mean, expected)
 

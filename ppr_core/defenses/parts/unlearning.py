@@ -115,7 +115,8 @@ class Unlearning(Defense):
             return triggered_first(images, reverse, self.reversed_share), labels
 
         optimizer = make_optimizer(model.parameters(), self.tuning)
-        hooks = self.hooks(model, mix) | {"capturable": self.inversion.capturable}
+        hooks = {"capturable": self.inversion.capturable}
+        hooks |= self.hooks(model, mix, fork(rng, "hooks"))
         history, done = [], 0
         for number in range(1, self.rounds + 1):
             if number > 1:
@@ -134,7 +135,7 @@ class Unlearning(Defense):
             info["val_c_acc"] = clean_accuracy(model, validation)
         return Outcome(model, history, info)
 
-    def hooks(self, model: nn.Module, mix: Mix) -> dict[str, Any]:
+    def hooks(self, model: nn.Module, mix: Mix, rng: torch.Generator) -> dict[str, Any]:
         """Return the arguments of `fit` that make its steps this defense's.
 
         Plainly: the cross-entropy of batches in which a share of the images is triggered.
@@ -142,6 +143,7 @@ class Unlearning(Defense):
         Args:
             model: as it was handed in.
             mix: triggers a share of the images of a batch.
+            rng: of what the steps draw.
         """
         return {"on_batch": mix}
 
