@@ -1,6 +1,7 @@
 """What foretells P-ASR: regressions over purified models, seeds and attacks as clusters."""
 
 import warnings
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -10,12 +11,28 @@ from ppr_core.lab.graph import CLEAN, NO_DEFENSE
 from ppr_core.reporting.evidence import CONFIDENCE, SETTING, at_paper_rho, purified
 
 PREDICTORS = ("distance", "path_distance", "barrier", "t_star")
+# Batch-norm statistics along the path -> how the columns of its figures begin.
+STATISTICS = {"as they are": "", "recalibrated": "rc_"}
 LEAST = 3  # clusters, and models more than coefficients, from which there is an interval
-COLUMNS = ["who", "predictor", "slope", "low", "high", "r2", "models", "clusters", "by"]
+COLUMNS = [
+    "who",
+    "statistics",
+    "predictor",
+    "slope",
+    "low",
+    "high",
+    "r2",
+    "models",
+    "clusters",
+    "by",
+]
 
 
 def explained(rows: pd.DataFrame) -> pd.DataFrame:
     """Regress P-ASR on each figure of the path, one row a fit; slopes with 95 % intervals.
+
+    Each figure is that of the path with batch-norm statistics as they are, and recalibrated at
+    every point, where the study has both; the distance of the ends is one and the same.
 
     Purified models only; of PAM's rho grid only the one that the paper takes (the others start
     from the same backdoored model and inverted trigger); with PAM and without it. Errors are
@@ -27,11 +44,13 @@ def explained(rows: pd.DataFrame) -> pd.DataFrame:
     """
     found = []
     for who in ("with PAM", "without PAM"):
-        for name in PREDICTORS:
-            done = _models(rows, name)
+        for statistics, name in product(STATISTICS, PREDICTORS):
+            column = STATISTICS[statistics] + name
+            done = _models(rows, column)
             done = done if who == "with PAM" else done[done["defense"] != "pam"]
-            if len(done) >= 2 + LEAST and done[name].nunique() > 1:
-                found.append({"who": who, "predictor": name, **_fit(done, name)})
+            if len(done) >= 2 + LEAST and done[column].nunique() > 1:
+                about = {"who": who, "statistics": statistics, "predictor": name}
+                found.append({**about, **_fit(done, column)})
     return pd.DataFrame(found, columns=COLUMNS)
 
 

@@ -24,8 +24,9 @@ def models(slope=-3.0, noise=2.0, attacks=("badnet", "blended", "ssba"), seeds=3
     return rows.assign(distance=rng.uniform(5, 9, len(rows)), barrier=1.0, t_star=0.5)
 
 
-def fit(rows, predictor="path_distance", who="without PAM"):
+def fit(rows, predictor="path_distance", who="without PAM", statistics="as they are"):
     table = explained(rows)
+    table = table[table["statistics"] == statistics]
     found = table[(table["predictor"] == predictor) & (table["who"] == who)]
     return found.iloc[0] if len(found) else None
 
@@ -47,6 +48,14 @@ def test_by_hand():
     assert (found["slope"], found["r2"]) == (pytest.approx(0.9), pytest.approx(0.81))
     assert np.isnan(found["low"]), "one victim is no ground for an interval"
     assert found["by"] == "victim"
+
+
+def test_paths_with_recalibrated_batch_norm_are_a_regression_of_their_own():
+    rows = models()
+    assert fit(rows, statistics="recalibrated") is None
+    rows["rc_path_distance"] = -2 * rows["path_distance"]
+    assert fit(rows, statistics="recalibrated")["slope"] == pytest.approx(1.5, abs=0.1)
+    assert fit(rows)["slope"] == pytest.approx(-3, abs=0.2)
 
 
 def test_models_that_were_never_purified_make_no_slope():

@@ -10,6 +10,8 @@ from ppr_core.lab.reader import Reader
 from ppr_core.method import Result
 from ppr_core.weights import snapshot
 
+ANEW = "recalibrate"
+
 
 class Path(Measure, connectivity.Line):
     """Evaluate models on the line between two, once for every way to have the statistics."""
@@ -23,6 +25,10 @@ class Path(Measure, connectivity.Line):
         Column("t_star", "t_star", "t*", "", "lower", shown=False),
         Column("distance", "distance", "distance", "L2", shown=False),
         Column("path_distance", "path_distance", "path distance", "L2", "higher", shown=False),
+        # With statistics taken anew at every point, where that is measured beside the first way.
+        Column("rc_barrier", f"{ANEW}_backdoor_barrier", "barrier, rc", "points", "higher", False),
+        Column("rc_t_star", f"{ANEW}_t_star", "t*, rc", "", "lower", False),
+        Column("rc_path_distance", f"{ANEW}_path_distance", "path, rc", "L2", "higher", False),
     )
 
     def takes(self, chains: Chains, cell: Cell) -> bool:

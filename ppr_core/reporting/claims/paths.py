@@ -113,28 +113,32 @@ def _wake_early(e: Evidence) -> Answer | None:
 
 
 def _explains(e: Evidence) -> Answer | None:
-    """Ask whether P-ASR falls with the distance along the path, with PAM and without it."""
+    """Ask whether P-ASR falls with the distance along the path.
+
+    With PAM and without it, with batch-norm statistics as they are and recalibrated.
+    """
     table = explained(e.cells)
-    fits = table[table["predictor"] == "path_distance"].set_index("who")
-    if "without PAM" not in fits.index:
+    ours = table[table["predictor"] == "path_distance"]
+    if not (ours["who"] == "without PAM").any():
         return None
-    others = table[table["predictor"] != "path_distance"]
     rows = pd.concat([_models(e, "path_distance", "p_asr"), e.of("pam", "o_asr", "path_distance")])
     parts = []
-    for who, fit in fits.iterrows():
+    for _, fit in ours.iterrows():
         low, high = (fit["low"], fit["high"]) if fit["low"] == fit["low"] else (fit["slope"],) * 2
         status = "holds" if high < 0 else "fails" if low > 0 else "open"
-        text = f"{who}: slope {fit['slope']:.1f} [{fit['low']:.1f}, {fit['high']:.1f}], "
-        text += f"R2 {fit['r2']:.2f}, {fit['models']} models, {fit['clusters']} by {fit['by']}"
+        text = f"{fit['who']}, batch norm {fit['statistics']}: slope {fit['slope']:.1f} "
+        text += f"[{fit['low']:.1f}, {fit['high']:.1f}], R2 {fit['r2']:.2f}, {fit['models']} models"
+        text += f", {fit['clusters']} by {fit['by']}"
         seeds = rows["seed"].nunique() if fit["low"] == fit["low"] else 1
         parts.append(Answer(status, text, purified(rows), seeds))
-    beside = ", ".join(
-        f"{f['predictor']} R2 {f['r2']:.2f}" for _, f in others.iterrows() if f["who"] == "with PAM"
-    )
+    others = table[(table["predictor"] != "path_distance") & (table["who"] == "with PAM")]
+    plain = others[others["statistics"] == "as they are"]
+    beside = ", ".join(f"{f['predictor']} R2 {f['r2']:.2f}" for _, f in plain.iterrows())
     found = all_of(*parts)
     found = Answer(found.status, f"{found.ours}; beside it {beside}", found.rows, found.seeds)
     few = f"no interval from fewer than {LEAST} clusters" if found.seeds < 2 else ""
-    return leaving(found, awake(rows), few)
+    anew = "" if ours["statistics"].nunique() > 1 else "paths with recalibrated batch norm"
+    return leaving(found, awake(rows), few, anew)
 
 
 def _between(e: Evidence) -> Answer | None:
