@@ -157,6 +157,9 @@ def pick_device(name: str) -> torch.device:
 def share_cores(processes: int = 1) -> int:
     """Give this process its share of the cores; return the number of threads.
 
+    OMP_NUM_THREADS, where it is set, is the most that it takes: more threads than free cores slow
+    a process many-fold, for those that share a convolution spin while they wait for each other.
+
     OpenMP threads of rival processes that spin while they wait slow each other forty-fold, so they
     must wait passively; the variable counts only if it is set before torch starts its threads,
     which is why the command line and the kernels' environment set it as well.
@@ -164,6 +167,8 @@ def share_cores(processes: int = 1) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     affinity = getattr(psutil.Process(), "cpu_affinity", None)  # not on macOS
     cores = len(affinity()) if affinity else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    cores = min(cores, int(asked)) if asked.isdecimal() and int(asked) else cores
     threads = max(1, cores // max(1, processes))
     torch.set_num_threads(threads)
     return threads

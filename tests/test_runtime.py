@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ppr_core.runtime import autocast, cpu_has_bf16, in_bf16, session
+from ppr_core.runtime import autocast, cpu_has_bf16, in_bf16, session, share_cores
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -23,3 +23,17 @@ def test_a_matrix_product_in_each_precision(precision, product):
     one, more = torch.ones(1, 1), torch.full((1, 1), 1 + 2**-9)
     with session(precision=precision), autocast(CPU):
         assert (one @ more).item() == product
+
+
+@pytest.mark.parametrize(("asked", "most"), [("1", 1), ("0", None), ("many", None), ("", None)])
+def test_omp_num_threads_is_the_most_that_a_process_takes(asked, most, monkeypatch):
+    before = torch.get_num_threads()
+    try:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        free = share_cores()
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+        assert share_cores() == torch.get_num_threads() == (most or free)
+        monkeypatch.setenv("OMP_NUM_THREADS", "999")
+        assert share_cores() == free
+    finally:
+        torch.set_num_threads(before)
