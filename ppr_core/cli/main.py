@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -16,6 +17,7 @@ from ppr_core.errors import CheckpointError, ConfigError, DataError, StoreError
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return its exit code (2: a user's mistake, 1: something failed)."""
     arguments = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what runs is closed
     here = os.getcwd()  # a user's own methods are imported from where they stand
     if here not in sys.path:
         sys.path.append(here)

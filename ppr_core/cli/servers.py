@@ -1,14 +1,16 @@
 """`ppr ui`, `ppr lab` and `ppr dashboard`: servers on 127.0.0.1."""
 
 import argparse
+import contextlib
 import os
 import socket
-import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from ppr_core.errors import ConfigError, need
 from ppr_core.lab.places import ROOT, environment
+
+GRACE_S = 5  # that a server has to end by itself
 
 
 def add(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -32,6 +34,26 @@ def free_port(port: int) -> int:
     raise ConfigError(f"expected a free port from {port} on, got none; use --port")
 
 
+def serve(command: list[str], variables: Mapping[str, str]) -> int:
+    """Run a server until it ends or this process is stopped; leave nothing of it behind."""
+    import psutil
+
+    server = psutil.Popen(command, env=dict(variables))
+    try:
+        return server.wait()
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            started = [*server.children(recursive=True), server]
+            for process in started:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.terminate()
+            for process in psutil.wait_procs(started, timeout=GRACE_S)[1]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+
 def _ui(arguments: argparse.Namespace) -> int:
     from ppr_core.lab.store import Store
 
@@ -40,7 +62,7 @@ def _ui(arguments: argparse.Namespace) -> int:
     print(f"MLflow UI on http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning")
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store.uri]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    return subprocess.call(command, env={**os.environ, **quiet})
+    return serve(command, {**os.environ, **quiet})
 
 
 def _lab(arguments: argparse.Namespace) -> int:
@@ -49,11 +71,11 @@ def _lab(arguments: argparse.Namespace) -> int:
     command += [f"--ServerApp.root_dir={ROOT}", "--LabApp.default_url=/lab/tree/notebooks"]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         command.append("--allow-root")
-    return subprocess.call(command, env=environment())
+    return serve(command, environment())
 
 
 def _dashboard(arguments: argparse.Namespace) -> int:
     port = free_port(arguments.port)
     command = [sys.executable, "-m", "voila", str(ROOT / "notebooks" / "00_explorer.ipynb")]
     command += ["--Voila.ip=127.0.0.1", f"--port={port}", "--token"]
-    return subprocess.call(command, env=environment())
+    return serve(command, environment())

@@ -1,6 +1,7 @@
 """The stage graph computed for real, on data so small that it takes moments."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -167,9 +168,9 @@ def cli(*arguments, **environment):
     )
 
 
-def test_kill_9_and_start_again_gives_the_same_numbers(store, store_template, tmp_path):
-    import shutil
-
+def test_stopped_and_killed_and_started_again_gives_the_same_numbers(
+    store, store_template, tmp_path
+):
     study = {**TINY_STUDY, "training": {"epochs": 40, "batch_size": 50}, "defenses": {}}
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump(study))
@@ -177,14 +178,30 @@ def test_kill_9_and_start_again_gives_the_same_numbers(store, store_template, tm
     shutil.copytree(store_template, whole)
     reference = cli("study", str(file), "--no-notebooks", PPR_STORE=str(whole))
 
-    killed = cli("study", str(file), "--no-notebooks")
-    deadline = time.time() + 120
-    while not list((tmp_path / "mlruns").glob("scratch/*/victim.pt")):
-        assert killed.poll() is None, killed.communicate()[1]
-        assert time.time() < deadline
-        time.sleep(0.01)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
+    def statuses():
+        return {run.info.status for run in store.search("tiny", kind="stage")}
+
+    def struck_by(number):
+        """Start the study, and strike it once it has saved an epoch."""
+        started, began = cli("study", str(file), "--no-notebooks"), time.time()
+
+        def saved():
+            files = (tmp_path / "mlruns").glob("scratch/*/victim.pt")
+            return any(f.stat().st_mtime > began for f in files)
+
+        while not saved():
+            assert started.poll() is None, started.communicate()[1]
+            assert time.time() < began + 120
+            time.sleep(0.01)
+        os.kill(started.pid, number)
+        return started.communicate(timeout=60)[1], started.returncode
+
+    err, code = struck_by(signal.SIGTERM)
+    assert (code, statuses()) == (130, {"KILLED"})
+    assert "stopped; the next start goes on from here" in err
+    assert "Traceback" not in err
+    assert struck_by(signal.SIGKILL)[1] == -signal.SIGKILL
+    assert statuses() == {"KILLED", "RUNNING"}
     assert reference.wait(timeout=240) == 0
 
     resumed = cli("study", str(file), "--no-notebooks")
@@ -195,7 +212,7 @@ def test_kill_9_and_start_again_gives_the_same_numbers(store, store_template, tm
     table = [line for line in out.splitlines() if line.startswith("badnet")]
     expected = [line for line in reference.stdout.read().splitlines() if line.startswith("badnet")]
     assert table == expected != []
-    assert {run.info.status for run in store.search("tiny", kind="stage")} == {"FINISHED", "KILLED"}
+    assert statuses() == {"FINISHED", "KILLED"}
 
 
 def test_a_store_without_room_fails_with_one_line(tiny_study, tmp_path, monkeypatch):
