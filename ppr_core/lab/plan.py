@@ -9,6 +9,7 @@ import torch
 
 from ppr_core import data as datasets
 from ppr_core.attacks import ATTACKS, Clean
+from ppr_core.bench import weights_of
 from ppr_core.config import SettingsError, digest, from_registry, load_own, unknown
 from ppr_core.defenses import DEFENSES, Defense
 from ppr_core.errors import CheckpointError, DataError, need
@@ -17,7 +18,6 @@ from ppr_core.lab.graph import CLEAN, NO_ATTACK, NO_DEFENSE, Cell, Setting, Stag
 from ppr_core.lab.measures import MEASURES, Measure
 from ppr_core.lab.study import Study
 from ppr_core.models import MODELS
-from ppr_core.weights import read
 
 RA = "retuning"  # the measure that every study takes
 
@@ -211,7 +211,7 @@ class Plan(Chains):
         if self.made:
             model = self.setting.build(seed=0)
             for file in self.made.values():
-                read(file, model)
+                weights_of(file, model)
 
 
 # -- names --------------------------------------------------------------------------------------
