@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -101,15 +102,29 @@ def _stats(data: ImageSet) -> dict[str, Stats]:
     return {name: stats for name, stats in common.items() if len(stats[0]) == channels}
 
 
-def alternatives(state: Mapping[str, Tensor], data: ImageSet, path: Path) -> dict[str, float]:
-    """Return the C-Acc of every architecture that weights fit by names and shapes.
+class Tried(NamedTuple):
+    """An architecture that weights fit by names and shapes, and what it makes of them.
+
+    Attributes:
+        name: for people.
+        spec: for `models.build`.
+        c_acc: on a few hundred images, percent.
+    """
+
+    name: str
+    spec: dict[str, Any]
+    c_acc: float
+
+
+def alternatives(state: Mapping[str, Tensor], data: ImageSet, path: Path) -> list[Tried]:
+    """Return the architectures that weights fit by names and shapes, the best C-Acc first.
 
     Args:
         state: the weights, under any names.
         data: labelled test images; a few hundred of them are taken.
         path: where the weights come from, for messages.
     """
-    found, data = {}, data.spread(TRIED)
+    found, data = [], data.spread(TRIED)
     for fit in fitting(MODELS, state):
         if fit.odd:
             break  # they stand in order
@@ -121,5 +136,6 @@ def alternatives(state: Mapping[str, Tensor], data: ImageSet, path: Path) -> dic
             model.load_state_dict(matched(state, model, path))
         except CheckpointError:  # such as one of other classes than the data have
             continue
-        found[str(fit)] = clean_accuracy(model.to(data.device).eval(), data)
-    return found
+        c_acc = clean_accuracy(model.to(data.device).eval(), data)
+        found.append(Tried(str(fit), spec, c_acc))
+    return sorted(found, key=lambda tried: tried.c_acc, reverse=True)

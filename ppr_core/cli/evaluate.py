@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppr_core.cli.study import compute, override, read
+from ppr_core.cli.study import compute, named, override, read
 from ppr_core.errors import CheckpointError, ConfigError, DataError, need
 
 if TYPE_CHECKING:  # late, so that --help imports neither torch nor mlflow
@@ -112,10 +112,7 @@ def resolve(arguments: argparse.Namespace) -> tuple[str, "Plan"]:
         "measures": {"query": {}, "path": {}},
     }
     values = read(arguments.file, [], given) | {"name": given["name"]}  # not that study's
-    for what in ("dataset", "model"):  # what is named here counts, not the file
-        name = getattr(arguments, what)
-        if name and name != values[what].get("name"):
-            values[what] = {"name": name}
+    values = named(values, arguments)  # what is named here counts, not the file
     values["attacks"] = {label: {**values.get("attacks", {}).get(label, {}), **attack}}
     values["defenses"] = {"ep": values.get("defenses", {}).get("ep", {})}
     values = read(None, arguments.set, values)

@@ -154,12 +154,11 @@ def _chance(plan: Plan, file: Path, model: nn.Module, found: Record) -> list[str
 
 def _hints(plan: Plan, file: Path, model: nn.Module, c_acc: float) -> str:
     """Say what the weights fit as well, and how well each does on the data."""
-    hints, tried = [], {}
+    hints, tried = [], []
     with contextlib.suppress(ConfigError):
         tried = alternatives(tensors_of(file), plan.images.test, file)
-    best = sorted(tried, key=tried.__getitem__, reverse=True)
-    if best and (len(best) > 1 or tried[best[0]] > c_acc):
-        figures = ", ".join(f"{name}: {tried[name]:.1f}" for name in best)
+    if len(tried) > 1 or (tried and tried[0].c_acc > c_acc):
+        figures = ", ".join(f"{one.name}: {one.c_acc:.1f}" for one in tried)
         hints.append(f"names and shapes fit, with C-Acc here, {figures}")
     sentence = other_normalisation(model, plan.images.test)
     hints += [sentence.rstrip("?")] if sentence else []
