@@ -1,16 +1,25 @@
 """Whether a model that was read from a file does what its maker says."""
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from ppr_core.config import from_registry
+from ppr_core.data.images import ImageSet, to_float
 from ppr_core.errors import CheckpointError, need
+from ppr_core.metrics import clean_accuracy
 from ppr_core.models import MODELS
-from ppr_core.models.nearest import proposal
+from ppr_core.models.base import CIFAR_STATS, IMAGENET_STATS, Network, Normalise, Stats
+from ppr_core.models.nearest import fitting, proposal
+from ppr_core.weights import matched
 
 # How far a model read from a file may be from what its maker reports, percentage points.
 TOLERANCE = {"c_acc": 1.0, "asr": 2.0}
 ABOVE_CHANCE = 0.25  # of the way from chance to 100 %: below it a model has not learnt its task
+TRIED = 200  # test images on which another architecture or normalisation is tried
+BETTER = 5.0  # points of C-Acc by which one must do better to be named
 
 
 def need_behaviour(
@@ -52,3 +61,81 @@ def need_behaviour(
                 f"expected {told} {wanted:g} within {within:g} points, got {got:.1f}{hint}",
                 CheckpointError,
             )
+
+
+def other_normalisation(model: nn.Module, data: ImageSet) -> str:
+    """Return a sentence where a model does better with another normalisation; else nothing.
+
+    Args:
+        model: of whatever normalisation; left as it is.
+        data: labelled test images; a few hundred of them are taken.
+    """
+    if not isinstance(model, Network):
+        return ""
+    data, own = data.spread(TRIED), model.normalise
+    found = {}
+    try:
+        first = clean_accuracy(model, data)
+        for name, stats in _stats(data).items():
+            model.normalise = Normalise(*stats).to(data.device)
+            found[name] = clean_accuracy(model, data)
+    finally:
+        model.normalise = own
+    best = max(found, key=found.__getitem__)
+    if found[best] < first + BETTER:
+        return ""
+    mean, std = (",".join(f"{value:.4g}" for value in part) for part in _stats(data)[best])
+    return (
+        f"On {len(data)} images, C-Acc is {first:.1f} % with the normalisation that was set, and "
+        f"{found[best]:.1f} % with {best}: --mean {mean} --std {std}?"
+    )
+
+
+def _stats(data: ImageSet) -> dict[str, Stats]:
+    """Return the normalisations that are common, and the one of the data."""
+    channels = data.images.shape[1]
+    pixels = to_float(data.images)
+    own = (pixels.mean((0, 2, 3)).tolist(), pixels.std((0, 2, 3)).clamp_min(1e-3).tolist())
+    common = {"that of these images": own, "pixels as they are": ([0.0] * 3, [1.0] * 3)}
+    common |= {"pixels in [-1, 1]": ([0.5] * 3, [0.5] * 3)}
+    common |= {"that of CIFAR-10": CIFAR_STATS, "that of ImageNet": IMAGENET_STATS}
+    return {name: stats for name, stats in common.items() if len(stats[0]) == channels}
+
+
+class Tried(NamedTuple):
+    """An architecture that weights fit by names and shapes, and what it makes of them.
+
+    Attributes:
+        name: for people.
+        spec: for `models.build`.
+        c_acc: on a few hundred images, percent.
+    """
+
+    name: str
+    spec: dict[str, Any]
+    c_acc: float
+
+
+def alternatives(state: Mapping[str, Tensor], data: ImageSet, path: Path) -> list[Tried]:
+    """Return the architectures that weights fit by names and shapes, the best C-Acc first.
+
+    Args:
+        state: the weights, under any names.
+        data: labelled test images; a few hundred of them are taken.
+        path: where the weights come from, for messages.
+    """
+    found, data = [], data.spread(TRIED)
+    for fit in fitting(MODELS, state):
+        if fit.odd:
+            break  # they stand in order
+        spec = {"name": fit.name, **fit.settings}
+        if "pretrained" in MODELS[fit.name].model_fields:
+            spec["pretrained"] = False
+        model = from_registry(MODELS, spec, "model").build(data.num_classes, seed=0)
+        try:
+            model.load_state_dict(matched(state, model, path))
+        except CheckpointError:  # such as one of other classes than the data have
+            continue
+        c_acc = clean_accuracy(model.to(data.device).eval(), data)
+        found.append(Tried(str(fit), spec, c_acc))
+    return sorted(found, key=lambda tried: tried.c_acc, reverse=True)

@@ -9,15 +9,15 @@ import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from ppr_core.attacks.base import Poisoned, Trigger
+from ppr_core.attacks.parts.stored import Stored, fits, stored_images
 from ppr_core.attacks.replayed import Replayed
 from ppr_core.config import from_registry
 from ppr_core.data.images import ImageSet
@@ -54,45 +54,6 @@ ALLOWED: list[Any] = [
     type(np.dtype(np.int64)),
     type(np.dtype(np.float64)),
 ]
-PART = re.compile(r"(?:bd|cross)_(?:train|test)_dataset\w*")
-
-
-@dataclass(frozen=True)
-class Stored:
-    """Triggered images that a file tells of.
-
-    Attributes:
-        files: where they lie.
-        indices: of the clean images that they were made from: (N,) int64, ascending.
-        labels: the labels that they were given: (N,) int64.
-        original: the labels of the clean images: (N,) int64.
-    """
-
-    files: tuple[Path, ...]
-    indices: Tensor
-    labels: Tensor
-    original: Tensor
-
-    def images(self, like: ImageSet) -> Tensor:
-        """Decode them: (N, C, H, W) uint8, of the size of a data set's images.
-
-        Raises:
-            DataError: no such file, no image, or another size.
-        """
-        shape, read = tuple(like.images.shape[1:]), []
-        for file in self.files:
-            try:
-                with Image.open(file) as picture:
-                    pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
-            except OSError as error:
-                raise DataError(f"expected a stored image, got {error}") from None
-            need(
-                tuple(pixels.shape) == shape,
-                f"expected images {shape} as the data have, got {tuple(pixels.shape)} in {file}",
-                DataError,
-            )
-            read.append(pixels)
-        return torch.stack(read)
 
 
 @dataclass(frozen=True)
@@ -129,7 +90,7 @@ class Bench:
         Raises:
             DataError: no training images are stored, or they were made from other data.
         """
-        stored = _fits(self.train, data, f"{self.path}: poisoned training images")
+        stored = fits(self.train, data, f"{self.path}: poisoned training images")
         images, labels = data.images.clone(), data.labels.clone()
         indices = stored.indices.to(data.device)
         images[indices] = stored.images(data).to(data.device)
@@ -143,7 +104,7 @@ class Bench:
         Raises:
             DataError: none are stored, they have several target labels, or come from other data.
         """
-        stored = _fits(self.test, test, f"{self.path}: triggered test images")
+        stored = fits(self.test, test, f"{self.path}: triggered test images")
         targets = stored.labels.unique().tolist()
         need(
             len(targets) == 1,
@@ -173,6 +134,54 @@ def read_bench(
         ConfigError: an unknown architecture, or a setting that it does not have.
     """
     path = Path(path)
+    head = read_head(path)
+    made = from_registry(MODELS, architecture or head.spec(), "model")
+    state = matched(head.tensors, made.skeleton(head.num_classes), path)
+    parts = {name: head.stored(name, images) for name in ("train", "test")}
+    return Bench(path, made, head.num_classes, state, head.dataset, **parts)
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a result file says, before an architecture is chosen.
+
+    Attributes:
+        path: the file.
+        name: of the architecture, theirs.
+        num_classes: of the model.
+        dataset: its name there; empty where the file does not say.
+        tensors: weights under their names.
+        content: all of the file.
+    """
+
+    path: Path
+    name: str
+    num_classes: int
+    dataset: str
+    tensors: State = field(repr=False)
+    content: Mapping[str, Any] = field(repr=False)
+
+    def spec(self) -> dict[str, Any]:
+        """Return our architecture of that name, with the normalisation of their data set."""
+        return _spec(self.path, self.name, self.dataset)
+
+    def stored(self, name: str, images: str | Path | None = None) -> Stored | None:
+        """Return the triggered images of a part, "train" or "test"; None where there are none.
+
+        Args:
+            name: of the part.
+            images: their folder, in place of the one that the file lies in.
+        """
+        root = Path(images) if images else self.path.parent
+        return stored_images(self.content.get(f"bd_{name}"), self.path, root, self.num_classes)
+
+
+def read_head(path: Path) -> Head:
+    """Read a result file without executing its code.
+
+    Raises:
+        CheckpointError: unreadable, unsafe, or no such result.
+    """
     content = _loaded(path)
     name, classes, weights = (content.get(key) for key in ("model_name", "num_classes", "model"))
     need(
@@ -188,15 +197,22 @@ def read_bench(
     )
     dataset = content.get("clean_data", "")
     dataset = dataset if isinstance(dataset, str) else ""
-    made = from_registry(MODELS, architecture or _spec(path, name, dataset), "model")
     tensors = {key: value for key, value in weights.items() if isinstance(value, Tensor)}
     rest = [key for key in tensors if not str(key).startswith("backbone.")]
     if rest and all(str(key).startswith("linear.") for key in rest):  # as their DBD cuts it
         tensors = {str(key).removeprefix("backbone."): value for key, value in tensors.items()}
-    state = matched(tensors, made.skeleton(classes), path)
-    root = Path(images) if images else path.parent
-    parts = {k: _stored(content.get(f"bd_{k}"), path, root, classes) for k in ("train", "test")}
-    return Bench(path, made, classes, state, dataset, **parts)
+    return Head(path, name, classes, dataset, tensors, content)
+
+
+def is_result(path: Path) -> bool:
+    """Say whether a file is a result of BackdoorBench; one that cannot be read is none."""
+    if path.suffix == ".safetensors":
+        return False
+    try:
+        content = _loaded(path)
+    except CheckpointError:
+        return False
+    return {"model_name", "num_classes", "model"} <= set(content)
 
 
 def _loaded(path: Path) -> dict[str, Any]:
@@ -242,65 +258,3 @@ def _spec(path: Path, name: str, dataset: str) -> dict[str, Any]:
     )
     mean, std = STATS[dataset or "cifar10"]
     return {**ARCHITECTURES[name], "mean": mean, "std": std}
-
-
-def _stored(part: Any, path: Path, root: Path, classes: int) -> Stored | None:
-    """Read the list of stored images, and put their paths under a folder of this machine."""
-    if part is None:
-        return None
-    try:
-        held = part["bd_data_container"]["data_dict"]
-        rows = sorted((int(index), *_row(entry, root)) for index, entry in held.items())
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise CheckpointError(
-            f"expected images by index, with path and other_info, in {path}, got "
-            f"{type(error).__name__}: {error}"
-        ) from None
-    if not rows:
-        return None
-    indices, files, labels, original = zip(*rows, strict=True)
-    need(
-        min(indices) >= 0 and all(0 <= label < classes for label in (*labels, *original)),
-        f"expected indices from 0 and labels below {classes} in {path}, got others",
-        CheckpointError,
-    )
-    columns = (torch.tensor(column) for column in (indices, labels, original))
-    return Stored(tuple(files), *columns)
-
-
-def _row(entry: Any, root: Path) -> tuple[Path, int, int]:
-    label, original = entry["other_info"]
-    whole = PurePosixPath(str(entry["path"]).replace("\\", "/"))
-    need(
-        ".." not in whole.parts,
-        f"expected a path within the images' folder, got {whole}",
-        CheckpointError,
-    )
-    starts = [number for number, part in enumerate(whole.parts) if PART.fullmatch(part)]
-    tail = whole.parts[starts[-1] if starts else -3 :]
-    file = root.joinpath(*tail)
-    need(
-        file.resolve().is_relative_to(root.resolve()),
-        f"expected a path within {root}, got {file.resolve()}",
-        CheckpointError,
-    )
-    return file, int(label), int(original)
-
-
-def _fits(stored: Stored | None, data: ImageSet, what: str) -> Stored:
-    """Raise DataError unless stored images were made from these data: by index and true label."""
-    need(stored is not None, f"{what}: the file holds none", DataError)
-    last = int(stored.indices[-1])
-    need(
-        last < len(data),
-        f"{what}: expected indices below {len(data)}, the number of images, got {last}",
-        DataError,
-    )
-    same = data.labels[stored.indices.to(data.device)].cpu() == stored.original
-    need(
-        bool(same.all()),
-        f"{what}: expected the data's own labels, got {int((~same).sum())} of {len(same)} that "
-        "differ: other data, or another order",
-        DataError,
-    )
-    return stored

@@ -15,7 +15,7 @@ from ppr_core.errors import CheckpointError, need
 from ppr_core.models import MODELS
 from ppr_core.models.base import batch_norms, check_same_shapes
 from ppr_core.models.names import renamed, unwrapped
-from ppr_core.models.nearest import proposal
+from ppr_core.models.nearest import classes_of, proposal
 
 State = dict[str, Tensor]
 
@@ -24,6 +24,9 @@ UNREADABLE = (
     *(OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError),
     *(AttributeError, LookupError, TypeError, ValueError),
 )
+
+# Under which training scripts put the weights beside epoch, optimizer and the like.
+KEYS = ("state_dict", "model_state_dict", "model", "net")
 
 
 def snapshot(model: nn.Module) -> State:
@@ -124,6 +127,15 @@ def read(path: Path, model: nn.Module) -> State:
     Raises:
         CheckpointError: unreadable, a pickle that would run code, other names or other shapes.
     """
+    return matched(tensors(path), model, path)
+
+
+def tensors(path: Path) -> State:
+    """Read weights under the names that their file gives them, without running code.
+
+    Raises:
+        CheckpointError: unreadable, or a pickle that would run code.
+    """
     try:
         if path.suffix == ".safetensors":
             found = safetensors.torch.load_file(path)
@@ -135,11 +147,12 @@ def read(path: Path, model: nn.Module) -> State:
             f"expected weights in {path} (safetensors, or a state_dict of tensors alone), got: "
             f"{type(error).__name__}: {reason}"
         ) from None
-    found = found.get("state_dict", found) if isinstance(found, dict) else {}
+    found = found if isinstance(found, dict) else {}
+    found = next((found[key] for key in KEYS if isinstance(found.get(key), Mapping)), found)
     state = {name: t for name, t in found.items() if isinstance(t, Tensor)}
     if any(name.startswith("model.") for name in state):  # a stage keeps other tensors beside
         state = {name: t for name, t in state.items() if name.startswith("model.")}
-    return matched(state, model, path)
+    return state
 
 
 def matched(state: Mapping[str, Tensor], model: nn.Module, path: Path) -> State:
@@ -163,8 +176,10 @@ def matched(state: Mapping[str, Tensor], model: nn.Module, path: Path) -> State:
     try:
         check_same_shapes(found, own)
     except CheckpointError as error:
+        wanted, got = classes_of(own), classes_of(state)
+        told = f"expected {wanted} classes, as the data have, got {got}; " if wanted != got else ""
         raise CheckpointError(
-            f"{path} does not fit the model: {error}; {proposal(MODELS, state)}"
+            f"{path} does not fit the model: {told}{error}; {proposal(MODELS, state)}"
         ) from None
     for name, tensor in found.items():
         need(

@@ -64,10 +64,51 @@ def test_models_made_elsewhere(store, tiny_file, capsys):
         save_file(state, f"{name}.safetensors")
     [command] = re.findall(r"python -m ppr_core (evaluate (?:.*\\\n)?.*)", README)
     words = command.replace("\\\n", " ").replace("cifar10", "shapes").split()
-    assert main([*words, "-f", str(tiny_file)]) == 0, capsys.readouterr().err
+    assert main([*words, "-f", str(tiny_file), "--anyway"]) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
     assert "QRA P" in out
     assert re.search(r"badnet +purified +\d", out)
+
+
+MINE = """
+from torch import nn
+from ppr_core import Attack, Dataset, Defense, Measure
+from ppr_core.data import DATASETS
+
+class Stripe(Attack):
+    source = "a test"
+    def stamp(self, images, *, stage, state):
+        images = images.clone()
+        images[:, :, 0] = 255
+        return images
+
+class Shrink(Defense):
+    source = "a test"
+
+class Sharpness(Measure):
+    source = "a test"
+
+class Images(Dataset):
+    source = "a test"
+    def load(self, root):
+        return DATASETS["shapes"](train=300, test=100, size=16).load(root)
+
+def network(num_classes):
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Linear(4, num_classes))
+"""
+
+
+def test_each_kind_of_ones_own_is_one_line(store, tiny_file, capsys):
+    (tiny_file.parent / "mine.py").write_text(MINE)
+    lines = re.findall(r"python -m ppr_core (study demo --(\w+) (mine.py:\w+)) ", README)
+    assert [kind for _, kind, _ in lines] == ["attack", "defense", "measure", "dataset", "model"]
+    for line, kind, name in lines:
+        assert main([*line.replace("demo", str(tiny_file)).split(), "--dry-run"]) == 0, line
+        label = name.partition(":")[2].lower()
+        out = capsys.readouterr().out
+        assert "stages to compute" in out
+        assert f"{label} " in out or kind in ("dataset", "model"), out
 
 
 def test_its_commands_exist():

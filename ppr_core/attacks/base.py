@@ -1,5 +1,6 @@
 """What every attack shares: selection, relabelling, training, and the trigger as a value."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ppr_core.config import Field
+from ppr_core.data.base import Split
 from ppr_core.data.images import ImageSet
 from ppr_core.errors import DataError, need
 from ppr_core.method import Method, Outcome, fork
@@ -50,6 +52,7 @@ class Attack(Method):
 
     clean_label: ClassVar[bool] = False  # poisons only images of the target class
     learns_trigger: ClassVar[bool] = False  # known only after training (`Outcome.tensors`)
+    trains_stamp: ClassVar[bool] = False  # `prepare` trains what stamps: another one each time
 
     poison_rate: float = Field(0.05, ge=0, le=1, description="share of the whole training set")
     target: int = Field(0, ge=0, description="target label")
@@ -78,6 +81,10 @@ class Attack(Method):
             (N, C, H, W) uint8, on the same device.
         """
         raise NotImplementedError(f"{type(self).__name__}.stamp")
+
+    def stampable(self, data: ImageSet, *, state: State) -> ImageSet:
+        """Return the images that the trigger can be put on: all, but where images are replayed."""
+        return data
 
     def stamp_train(self, data: ImageSet, indices: Tensor, *, state: State) -> Tensor:
         """Return the poisoned version of the training images at `indices`."""
@@ -163,6 +170,17 @@ class Attack(Method):
         """Train on the poisoned set; an attack that controls training hooks into `fit` here."""
         how = {"resume": "victim", "evaluate": True}
         return Outcome(model, fit(model, poisoned.data, self.training, rng=rng, **how))
+
+
+def prepared(attack: Attack, images: Split, *, rng: torch.Generator) -> dict[str, Tensor]:
+    """Return what an attack prepares.
+
+    One whose `prepare` names `test` is handed the test images as well: stored triggered images are
+    told apart by the clean ones that they were made from.
+    """
+    named = inspect.signature(attack.prepare).parameters
+    test = {"test": images.test} if "test" in named else {}
+    return attack.prepare(images.train, rng=rng, **test)
 
 
 class Clean(Attack):

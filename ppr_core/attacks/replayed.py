@@ -40,6 +40,10 @@ class Replayed(Attack):
         )
         return state["triggered"].to(images.device)[places.to(images.device)]
 
+    def stampable(self, data: ImageSet, *, state: State) -> ImageSet:
+        """Return the images whose triggered version is stored."""
+        return data.subset(self._places(data.images, state) >= 0)
+
     def poison(self, data: ImageSet, *, seed: int, state: State) -> Poisoned:
         """Return the training set with as many stored images as the rate asks for."""
         places = self._places(data.images, state)

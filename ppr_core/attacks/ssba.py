@@ -45,6 +45,7 @@ class Ssba(Attack):
     """
 
     source: ClassVar[str] = "Li et al. 2021, arXiv:2012.03816; Min et al. 2024, sec. B.2"
+    trains_stamp: ClassVar[bool] = True
 
     variant: Literal["fast", "stegastamp"] = Field("fast", description="encoder and its training")
     distortion: float = Field(

@@ -17,7 +17,8 @@ if TYPE_CHECKING:  # late, so that --help imports neither torch nor mlflow
     from ppr_core.lab.plan import Plan
     from ppr_core.lab.store import Store
 
-OWN = ("defense", "measure")  # what the command line takes from a user's own file
+OWN = ("attack", "defense", "measure")  # what the command line adds from a user's own file
+NAMED = {"dataset": "data set", "model": "classifier"}  # what it takes in place of the file's
 
 
 def add(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -46,6 +47,9 @@ def _study_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("file", help="study file, or the name of one in params/, such as demo")
     for kind in OWN:
         own(command, kind, f"a {kind} of your own beside the study's")
+    for what, word in NAMED.items():
+        text = f"{word} in place of the study's: registered, module:Class or file.py:Class"
+        command.add_argument(f"--{what}", metavar="NAME", help=text)
     override(command)
 
 
@@ -73,7 +77,7 @@ def _plan(arguments: argparse.Namespace) -> "Plan":
     from ppr_core.lab.plan import Plan
     from ppr_core.lab.study import Study
 
-    values = read(arguments.file, arguments.set)
+    values = read(None, arguments.set, named(read(arguments.file, []), arguments))
     study = Study.load(study_file(arguments.file))
     for kind in OWN:
         given = getattr(study, f"{kind}s").items()
@@ -110,6 +114,15 @@ def read(
             place[last] = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"{key}: expected a YAML value, got {text!r}: {error}") from None
+    return values
+
+
+def named(values: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return settings with the data set and the model that flags name, where they are others."""
+    for what in NAMED:
+        name = getattr(arguments, what)
+        if name and name != values.get(what, {}).get("name"):
+            values = {**values, what: {"name": name}}
     return values
 
 
@@ -163,6 +176,7 @@ def _shares(seconds: dict[str, float]) -> str:
 
 
 def _dry_run(plan: "Plan", lab: "Lab") -> int:
+    plan.check()
     stages = plan.stages()
     cached = [lab.cached(stage) for stage in stages]
     for stage, there in zip(stages, cached, strict=True):

@@ -93,6 +93,31 @@ class Folder(Dataset):
         return train, test
 
 
+def read_images(folder: Path, size: int | None = None) -> tuple[ImageSet, bool]:
+    """Decode a folder of clean images: one folder a class, or images alone.
+
+    Where it holds test/ or val/, these images are taken.
+
+    Args:
+        folder: of the images.
+        size: resize to this side, pixels; none: as they are.
+
+    Returns:
+        The images, and whether their labels are known; where not, they are all 0.
+
+    Raises:
+        DataError: no images, or ones that cannot be decoded or differ in size.
+    """
+    need(folder.is_dir(), f"expected a folder of images, got {folder} (none)", DataError)
+    held = [folder / name for name in TEST_FOLDERS if (folder / name).is_dir()]
+    folder = held[0] if held else folder
+    if any(entry.is_dir() and entry.name[0] != "." for entry in os.scandir(folder)):
+        return _decode(list_classes(folder), size), True
+    files = image_files(folder)
+    unknown = Listing(files, torch.zeros(len(files), dtype=torch.int64), ("unknown",))
+    return _decode(unknown, size), False
+
+
 def list_classes(folder: Path) -> Listing:
     """List the image files of each class folder, in the order of their names.
 

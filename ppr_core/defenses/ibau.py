@@ -13,6 +13,7 @@ from ppr_core.config import Field
 from ppr_core.data.images import ImageSet, augmented, to_float
 from ppr_core.defenses.base import Defense
 from ppr_core.method import Outcome, fork
+from ppr_core.models.activations import twice_differentiable
 from ppr_core.models.base import logits_of, normalise_of
 from ppr_core.training.fit import Schedule, fit
 
@@ -60,9 +61,9 @@ class IBau(Defense):
 
         def gradient(loss: Callable[[], Tensor]) -> Tensor:
             # Second derivatives gain next to nothing from bf16, so they are taken in full; fused
-            # attention has none.
-            plain = sdpa_kernel(SDPBackend.MATH)
-            with torch.autocast(data.device.type, enabled=False), plain:
+            # attention and torch's hard sigmoid have none.
+            plain, gates = sdpa_kernel(SDPBackend.MATH), twice_differentiable(model)
+            with torch.autocast(data.device.type, enabled=False), plain, gates:
                 value = loss()
                 inner = self.inner(model, first, labelled, delta)
                 slopes = hypergradient(

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from ppr_core.attacks import Trigger
+from ppr_core.attacks.base import prepared
+from ppr_core.bench import weights_of
 from ppr_core.config import derive
 from ppr_core.lab.graph import Stage
 from ppr_core.lab.measures import Measure
@@ -17,7 +19,6 @@ from ppr_core.lab.store import Run, Store
 from ppr_core.method import Cost, Result, measuring
 from ppr_core.metrics import attack_success_rate, clean_accuracy, evaluate, triggered
 from ppr_core.runtime import Record, session
-from ppr_core.weights import read
 
 CURVE_IMAGES = 500  # test images behind each point of a training curve
 LOG_EVERY_S = 5.0  # epochs are logged in batches: a request each would slow short trainings
@@ -126,10 +127,10 @@ class Lab(Reader):
 
 
 def _prepared(lab: Lab, stage: Stage) -> Result:
-    """Train or generate what an attack's stamp needs, from training images only."""
-    attack = stage.method
+    """Train or generate what an attack's stamp needs."""
+    attack, images = stage.method, stage.setting.images
     rng = derive(stage.cell.seed, "prepare", type(attack).__name__)
-    state = attack.prepare(stage.setting.images.train, rng=rng)
+    state = prepared(attack, images, rng=rng)
     figures = {k: float(v) for k, v in state.items() if k.startswith("report.")}
     return Result(state, metrics={k.removeprefix("report."): v for k, v in figures.items()})
 
@@ -137,8 +138,8 @@ def _prepared(lab: Lab, stage: Stage) -> Result:
 def _trained(lab: Lab, stage: Stage) -> Result:
     """Train the clean model, or poison the training set and train the victim."""
     images, place, seed = stage.setting.images, stage.setting.place, stage.cell.seed
-    prepared = stage.parent("prepared")
-    state = lab.result(prepared).tensors if prepared else {}
+    before = stage.parent("prepared")
+    state = lab.result(before).tensors if before else {}
     outcome = stage.method(
         stage.setting.build(seed).to(place),
         images.train,
@@ -158,7 +159,7 @@ def _trained(lab: Lab, stage: Stage) -> Result:
 def read_model(lab: Lab, stage: Stage) -> Result:
     """Take in a model that was made elsewhere."""
     model = stage.setting.build(stage.cell.seed)
-    model.load_state_dict(read(stage.file, model))
+    model.load_state_dict(weights_of(stage.file, model))
     model.to(stage.setting.place).eval()
     metrics = {"c_acc": clean_accuracy(model, stage.setting.images.test)}
     if stage.kind != "clean":

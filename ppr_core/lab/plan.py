@@ -9,15 +9,17 @@ import torch
 
 from ppr_core import data as datasets
 from ppr_core.attacks import ATTACKS, Clean
+from ppr_core.bench import weights_of
 from ppr_core.config import SettingsError, digest, from_registry, load_own, unknown
 from ppr_core.defenses import DEFENSES, Defense
-from ppr_core.errors import CheckpointError, DataError, need
+from ppr_core.errors import CheckpointError, ConfigError, DataError, need
 from ppr_core.lab.chains import Chains, Made
 from ppr_core.lab.graph import CLEAN, NO_ATTACK, NO_DEFENSE, Cell, Setting, Stage, Variant
 from ppr_core.lab.measures import MEASURES, Measure
 from ppr_core.lab.study import Study
-from ppr_core.models import MODELS
-from ppr_core.weights import read
+from ppr_core.models import MODELS, Network
+from ppr_core.models.needs import need_map_sizes
+from ppr_core.runtime import session
 
 RA = "retuning"  # the measure that every study takes
 
@@ -195,6 +197,7 @@ class Plan(Chains):
 
         Raises:
             DataError: too few images, or ones that an attack cannot stamp.
+            ConfigError: defenses that the study's architecture cannot serve.
             CheckpointError: a model made elsewhere that is not of the study's architecture.
         """
         train = self.images.train
@@ -208,10 +211,29 @@ class Plan(Chains):
             f"expected a reserve of at most {len(train)} images, got {self.study.reserve}",
             DataError,
         )
+        bare = self.setting.model.skeleton(train.num_classes)
+        with session(precision=self.study.precision):
+            need_map_sizes(bare, train.size, self.device)
+        self._check_defenses(bare)
         if self.made:
             model = self.setting.build(seed=0)
             for file in self.made.values():
-                read(file, model)
+                weights_of(file, model)
+
+    def _check_defenses(self, bare: Network) -> None:
+        """Raise ConfigError, naming every defense that the architecture cannot serve."""
+        told: dict[str, str] = {}
+        held = self.setting.held(self.study.seeds[0]).tune
+        for (label, _), defense in self.defenses.items():
+            try:
+                defense.check(bare, held)
+            except ConfigError as error:
+                told.setdefault(label, str(error))
+        need(
+            not told,
+            f"expected defenses that apply to {self.study.model['name']}, got {len(told)} that do "
+            f"not; leave out {', '.join(told)}, or mend it: {'; '.join(told.values())}",
+        )
 
 
 # -- names --------------------------------------------------------------------------------------

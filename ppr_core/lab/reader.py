@@ -77,7 +77,8 @@ class Reader:
         if victim.key in self._stamped:
             return self._stamped[victim.key]
         trigger = self.trigger(stage)
-        stamped = triggered(stage.setting.images.test, trigger, trigger.target)
+        test = trigger.attack.stampable(stage.setting.images.test, state=trigger.state)
+        stamped = triggered(test, trigger, trigger.target)
         if self.cached(victim):  # before that, an attack may not have learnt its trigger yet
             if len(self._stamped) >= 4:
                 self._stamped.pop(next(iter(self._stamped)))

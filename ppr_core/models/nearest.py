@@ -34,7 +34,7 @@ def fitting(registry: Mapping[str, type[Architecture]], state: Mapping[str, Tens
         state: weights by name, as any of them or their publishers call them.
     """
     weights, found = unwrapped(state), []
-    classes = _classes(weights)
+    classes = classes_of(weights)
     if not classes:
         return []
     for name, architecture in registry.items():
@@ -52,7 +52,7 @@ def proposal(registry: Mapping[str, type[Architecture]], state: Mapping[str, Ten
     if not fits:
         return "no registered architecture has such tensors"
     perfect = [str(fit) for fit in fits if not fit.odd]
-    of = f"of {_classes(unwrapped(state))} classes"
+    of = f"of {classes_of(state)} classes"
     if len(perfect) > 1:
         return (
             f"fits {', and '.join(perfect)}, {of}: they differ in what has no weights, so that "
@@ -64,7 +64,7 @@ def proposal(registry: Mapping[str, type[Architecture]], state: Mapping[str, Ten
     return f"nearest: {best}, where {len(best.odd)} tensors do not fit, such as {best.odd[0]}"
 
 
-def _classes(weights: Mapping[str, Tensor]) -> int:
+def classes_of(weights: Mapping[str, Tensor]) -> int:
     """Return the number of rows of the last matrix; 0: there is none."""
     return next((len(t) for t in reversed(list(weights.values())) if t.ndim == 2), 0)
 

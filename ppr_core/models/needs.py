@@ -14,6 +14,7 @@ from ppr_core.models.base import (
     convolutions,
     normalised_convolutions,
 )
+from ppr_core.runtime import in_bf16
 
 
 class Need(NamedTuple):
@@ -62,6 +63,59 @@ def need_all(model: nn.Module, names: Iterable[str], user: str) -> None:
             f"{user}: expected a model with {name}, got a {type(model).__name__} without; "
             f"{NEEDS[name].mend}",
         )
+
+
+@torch.no_grad()
+def need_map_sizes(bare: nn.Module, size: int, device: torch.device) -> None:
+    """Raise ConfigError where a training on small images would get wrong gradients.
+
+    On the CPU in bf16, oneDNN (torch 2.14) leaves part of the gradient of a convolution's weights
+    unwritten where it takes a stride on a map of one pixel: whatever the memory held, at times nan.
+
+    Args:
+        bare: the model on the meta device (`Architecture.skeleton`); another one passes.
+        size: side of the images, pixels.
+        device: that the model is to be trained on, under the session's precision.
+    """
+    on_meta = all(parameter.is_meta for parameter in bare.parameters())
+    if (
+        device.type != "cpu"
+        or not in_bf16(device)
+        or not on_meta
+        or not _strides_on_one(bare, size)
+    ):
+        return
+    enough = next((s for s in (16, 32, 64, 128, 224) if not _strides_on_one(bare, s)), None)
+    need(
+        False,
+        f"expected images of {enough or 'more'} pixels or more for this model on this CPU in bf16, "
+        f"got {size}: a stride on a map of one pixel has wrong gradients there; set precision: "
+        "fp32, or resize the images",
+    )
+
+
+def _strides_on_one(bare: nn.Module, size: int) -> bool:
+    """Say whether a convolution of more than one pixel takes a stride on a map of one."""
+    found: list[bool] = []
+
+    def look(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+        found.append(given[0].shape[-2:] == (1, 1))
+
+    hooks = [
+        module.register_forward_pre_hook(look)
+        for module in bare.modules()
+        if isinstance(module, nn.Conv2d) and max(module.stride) > 1 and max(module.kernel_size) > 1
+    ]
+    mode = bare.training
+    try:
+        bare.eval()(torch.empty(2, 3, size, size, device="meta"))
+    except (RuntimeError, NotImplementedError):  # such as code that asks a tensor for its values
+        return False
+    finally:
+        bare.train(mode)
+        for hook in hooks:
+            hook.remove()
+    return any(found)
 
 
 @torch.no_grad()

@@ -195,14 +195,16 @@ def test_doctor_notices_threads_that_spin(capsys, store, monkeypatch):
     ],
 )
 def test_evaluate_takes_what_is_named_before_what_a_file_says(
-    arguments, dataset, model, study_file, store, monkeypatch, tmp_path
+    arguments, dataset, model, study_file, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(evaluate, "compute", lambda plan, *rest: taken.append(plan.study) or 0)
+    monkeypatch.setattr(evaluate, "_evaluate", lambda given: taken.append(given) or 0)
     taken, weights = [], tmp_path / "a.pt"
     weights.touch()
     command = ["evaluate", "--attack", "badnet", "--backdoored", str(weights)]
     assert main([*command, "--purified", str(weights), "-f", study_file, *arguments]) == 0
-    [study] = taken
+    label, plan = evaluate.resolve(*taken)
+    study = plan.study
+    assert label == "badnet"
     assert study.name == "evaluate", "the file's study keeps its cells and its report"
     assert study.dataset == dataset
     assert model.items() <= study.model.items()

@@ -127,6 +127,25 @@ def test_what_the_data_cannot_serve_is_found_before_anything_runs(overrides, mes
         plan(**overrides).check()
 
 
+def test_defenses_that_do_not_apply_are_named_together_before_anything_runs(store):
+    """A network without batch norm, on its skeleton; what applies goes on."""
+    bare = {"name": "convnext_tiny", "width": 4, "pretrained": False}
+    settings = {"model": bare, "dataset": {**TINY_STUDY["dataset"], "size": 32}}
+    plan(**settings, defenses={"ft": {}, "ibau": {}}).check()
+    wrong = plan(**settings, defenses={"ft": {}, "anp": {}, "clp": {}, "bti": {}})
+    message = "apply to convnext_tiny, got 2 that do not; leave out anp, clp, or mend it: Anp: .*"
+    with pytest.raises(ConfigError, match=message + "with batch norm, .*; Clp: ") as caught:
+        wrong.check()
+    assert "\n" not in str(caught.value)
+
+
+def test_images_too_small_for_an_architecture_are_refused_before_anything_runs(store):
+    small = {"name": "mobilenet_v3_large", "width": 0.25}
+    with pytest.raises(ConfigError, match="expected images of 32 pixels or more"):
+        plan(model=small, precision="bf16").check()
+    plan(model=small, precision="fp32").check()
+
+
 # -- what is hashed is what runs ------------------------------------------------------------------
 
 

@@ -6,8 +6,11 @@ from torchvision.models.convnext import CNBlockConfig
 from ppr_core.defenses import DEFENSES
 from ppr_core.errors import ConfigError
 from ppr_core.models import MODELS, build
+from ppr_core.models.activations import twice_differentiable
 from ppr_core.models.base import batch_norms, clone
 from ppr_core.models.names import renamed
+from ppr_core.models.needs import need_map_sizes
+from ppr_core.runtime import session
 from ppr_core.training.fit import Schedule, fit
 from ppr_core.weights import read, snapshot
 from tests.conftest import tiny_set
@@ -166,12 +169,46 @@ def test_what_does_not_apply_without_batch_norm_is_said_before_anything_runs(nam
 
 
 @pytest.mark.parametrize("name", ["ibau", "bti", "fst"])
-@pytest.mark.parametrize("model", ["vit_b_16", "convnext_tiny"])
+@pytest.mark.parametrize("model", ["vit_b_16", "convnext_tiny", "mobilenet_v3_large"])
 def test_defenses_run_on_them(name, model):
-    """I-BAU takes second derivatives, which fused attention does not have."""
+    """I-BAU takes second derivatives, which fused attention and hard sigmoids do not have."""
     network, data = build({"name": model, **SMALL[model]}, 4, seed=0), tiny_set(8, size=32)
     outcome = call(DEFENSES[name], network, data)
     assert all(tensor.isfinite().all() for tensor in outcome.model.state_dict().values())
+
+
+def test_hard_sigmoids_come_back_after_their_second_derivative():
+    model = build({"name": "mobilenet_v3_large", "width": 0.25}, 4, seed=0).eval()
+    images = torch.rand(2, 3, 32, 32, requires_grad=True)
+    before, kinds = model(images), [type(part) for part in model.modules()]
+    with twice_differentiable(model):
+        torch.testing.assert_close(model(images), before)
+        (slope,) = torch.autograd.grad(model(images).square().sum(), images, create_graph=True)
+        (curved,) = torch.autograd.grad(slope.square().sum(), images)
+    assert curved.isfinite().all() and curved.abs().max() > 0
+    assert [type(part) for part in model.modules()] == kinds
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "wrong"),
+    [
+        ("mobilenet_v3_large", 16, True),
+        ("mobilenet_v3_large", 32, False),
+        ("resnet18_pooled", 16, True),
+        ("resnet18", 8, False),
+        ("vgg19_bn", 32, False),  # its maps shrink by pooling alone
+    ],
+)
+def test_small_images_that_bf16_would_train_wrongly_are_refused(name, size, wrong):
+    bare = MODELS[name](**SMALL[name]).skeleton(4)
+    place = torch.device("cpu")
+    with session(precision="fp32"):
+        need_map_sizes(bare, size, place)
+    with session(precision="bf16"):
+        if not wrong:
+            return need_map_sizes(bare, size, place)
+        with pytest.raises(ConfigError, match=f"expected images of 32 pixels .* got {size}"):
+            need_map_sizes(bare, size, place)
 
 
 def test_the_first_layer_normalises():
