@@ -91,12 +91,28 @@ class Reader:
             stage: that goes back to the attacker's victim.
             any_class: also those whose true class is the target.
         """
-        trigger, train = self.trigger(stage), stage.setting.images.train
-        poisoned = trigger.attack.poison(train, seed=stage.cell.seed, state=trigger.state)
-        kept = poisoned.indices
-        if not (trigger.attack.clean_label or any_class):
-            kept = kept[poisoned.original != trigger.target]
-        return poisoned.data.subset(kept)
+        train, indices = stage.setting.images.train, self._poison_indices(stage)
+        return self.trigger(stage).poisons(train, indices, any_class=any_class)
+
+    def query_images(self, stage: Stage) -> ImageSet:
+        """Return the triggered training images that QRA draws from, with their true labels.
+
+        Args:
+            stage: that goes back to the attacker's victim.
+        """
+        return self.trigger(stage).query_images(
+            stage.setting.images.train, self._poison_indices(stage)
+        )
+
+    def _poison_indices(self, stage: Stage) -> Tensor:
+        """Return which training images the victim's poisons are: as drawn when it was trained."""
+        victim = stage.origin("backdoored")
+        if victim.file is None:
+            return self.result(victim).tensors["poison_indices"]
+        # Of a victim made elsewhere no draw is known: the attacker's own poisons are drawn here.
+        attack, state = victim.method, self.trigger(stage).state
+        train = stage.setting.images.train
+        return attack.poison(train, seed=victim.cell.seed, state=state).indices
 
     def ends(self, *stages: Stage) -> list[Classifier]:
         """Return the models of a path's two ends, each with the layers that the other one has."""
