@@ -10,6 +10,7 @@ from torch import nn
 
 from ppr_core.attacks import Trigger
 from ppr_core.config import derive
+from ppr_core.errors import need
 from ppr_core.lab.graph import Stage
 from ppr_core.lab.measures import Measure
 from ppr_core.lab.reader import Reader, learnt
@@ -158,7 +159,8 @@ def _trained(lab: Lab, stage: Stage) -> Result:
 def read_model(lab: Lab, stage: Stage) -> Result:
     """Take in a model that was made elsewhere."""
     model = stage.setting.build(stage.cell.seed)
-    model.load_state_dict(read(stage.file, model))
+    file = need(stage.file, f"expected a file of {stage.name}, got none")
+    model.load_state_dict(read(file, model))
     model.to(stage.setting.place).eval()
     metrics = {"c_acc": clean_accuracy(model, stage.setting.images.test)}
     if stage.kind != "clean":

@@ -88,18 +88,17 @@ class Query(Measure, query.Query):
     def parents(self, chains: Chains, cell: Cell, *read: Stage) -> tuple[Stage, ...]:
         """Return the model, its retuned copy, the surrogate; then the models that are scored."""
         surrogate = chains.source(cell.but(defense=self._surrogate(chains, cell)))
-        scored = [chains.backdoored(cell)]
+        scored: list[Stage | None] = [chains.backdoored(cell)]
         if chains.has_clean:
             scored += [chains.clean_model(cell.seed), chains.unseen_clean(cell.seed)]
         if chains.exact:
             scored.append(chains.purified(cell.but(defense=chains.exact)))
         return (chains.source(cell), *read, surrogate, *(stage for stage in scored if stage))
 
-    def _surrogate(self, chains: Chains, cell: Cell) -> str:
+    def _surrogate(self, chains: Chains, cell: Cell) -> str | None:
         """Return the surrogate's label: as set, or the other one where that is itself attacked."""
-        first, other = CLEAN, chains.exact
-        if self.surrogate == "ep":
-            first, other = chains.exact, CLEAN if chains.has_clean else None
+        clean = CLEAN if chains.has_clean else None
+        first, other = (chains.exact, clean) if self.surrogate == "ep" else (CLEAN, chains.exact)
         return other if cell.defense == first and other else first
 
     def measure(self, lab: Reader, stage: Stage) -> Result:
@@ -117,7 +116,8 @@ class Query(Measure, query.Query):
         models = {"self": model} | {_role(of, stage): lab.model(of) for of in parents[3:]}
         perturb = along(query.generator_of(outcome.tensors))
         budgets = sorted({0.0, *stage.setting.study.budgets, self.eps})
-        rows, metrics = [], {}
+        rows: list[dict[str, Any]] = []
+        metrics: dict[str, float] = {}
         for row in sweep(models, images.test, lab.stamped_test(stage), perturb, budgets):
             scored = row.pop("model")
             rows.append({"perturbation": self.row, "scored": scored, **row})
