@@ -288,11 +288,11 @@ def code_digest(user_object: Any) -> str | None:
 
 def _from_file(file: str) -> ModuleType:
     path = Path(file).expanduser().resolve()
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
     name = FILES + digest(str(path))[:16]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise FileNotFoundError(f"no file {path}")
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
         module = sys.modules[name] = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(module)
@@ -302,7 +302,7 @@ def _from_file(file: str) -> ModuleType:
     return sys.modules[name]
 
 
-def _base(registry: Mapping[str, type]) -> type[Settings]:
+def _base(registry: Mapping[str, type[Kind]]) -> type[Kind]:
     """Return the nearest class that all registered ones descend from."""
     first, *others = registry.values()
     return next(c for c in first.__mro__ if all(issubclass(other, c) for other in others))

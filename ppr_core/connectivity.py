@@ -156,19 +156,19 @@ def path(
     """
     need(points >= 2, f"expected at least 2 points, got {points}")
     need(len(test) and len(stamped), "expected images to evaluate on, got none", DataError)
-    ends = [{name: t.to(test.device) for name, t in state.items()} for state in (start, end)]
-    for state in ends:
+    start, end = ({n: t.to(test.device) for n, t in state.items()} for state in (start, end))
+    for state in (start, end):
         check_same_shapes(state, model.state_dict())
     positions = [index / (points - 1) for index in range(points)]
     size = together or _together(points, test.device)
     inner = [positions[i : min(i + size, points - 1)] for i in range(1, points - 1, size)]
     errors = []
     for group in ([0.0], *inner, [1.0]):
-        states = [point(model, *ends, t, batch_norm=batch_norm, tune=tune) for t in group]
+        states = [point(model, start, end, t, batch_norm=batch_norm, tune=tune) for t in group]
         errors.append(_errors(model, states, (stamped, test)))
     backdoor, clean = torch.cat(errors, 1).tolist()
     names = [name for name, _ in model.named_parameters()]
-    return Path(positions, backdoor, clean, distance(*ends, names), batch_norm)
+    return Path(positions, backdoor, clean, distance(start, end, names), batch_norm)
 
 
 def _together(points: int, device: torch.device) -> int:
@@ -204,13 +204,13 @@ def point(
     if batch_norm == "endpoint" and t > 0:
         return {n: end[n].clone() if n.endswith(STATISTICS) else v for n, v in state.items()}
     if batch_norm == "recalibrate":
-        need(tune is not None and len(tune), "expected clean images to recalibrate on, got none")
+        clean = need(tune, "expected clean images to recalibrate on, got none")
         moved = clone(model)
         moved.load_state_dict(state)
 
         def forward() -> None:
-            with autocast(tune.device):
-                for part in tune.images.split(EVAL_BATCH):
+            with autocast(clean.device):
+                for part in clean.images.split(EVAL_BATCH):
                     moved(to_float(part))
 
         recalibrate(moved, forward)

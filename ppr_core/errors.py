@@ -1,5 +1,9 @@
 """The errors a user can meet: each message says what was expected, what was got, how to mend it."""
 
+from typing import TypeVar
+
+T = TypeVar("T")
+
 
 class ConfigError(ValueError):
     """A setting is unknown, of the wrong type, or out of range."""
@@ -17,7 +21,8 @@ class StoreError(RuntimeError):
     """The tracking store cannot be opened, read or written."""
 
 
-def need(condition: object, message: str, error: type[Exception] = ConfigError) -> None:
-    """Raise `error(message)` unless `condition` holds."""
+def need(condition: T | None, message: str, error: type[Exception] = ConfigError) -> T:
+    """Raise `error(message)` unless `condition` holds; return what was asked for."""
     if not condition:
         raise error(message)
+    return condition

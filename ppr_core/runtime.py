@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 import torch
@@ -60,12 +60,12 @@ class Cost:
     peak_bytes: int = 0
 
     @property
-    def passes(self) -> tuple[int, int, int]:
+    def passes(self) -> tuple[int, ...]:
         """The counts: what a replayed step, which calls no hook, has to add by itself."""
         return self.forward, self.backward, self.images
 
     @passes.setter
-    def passes(self, counts: tuple[int, int, int]) -> None:
+    def passes(self, counts: tuple[int, ...]) -> None:
         self.forward, self.backward, self.images = counts
 
 
@@ -80,7 +80,7 @@ def current() -> Session:
 
 
 @contextlib.contextmanager
-def session(**settings: object) -> Iterator[Session]:
+def session(**settings: Any) -> Iterator[Session]:
     """Run what stands inside with these `Session` settings."""
     new = Session(**settings)
     token = _session.set(new)

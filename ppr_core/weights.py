@@ -5,6 +5,7 @@ import hashlib
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -64,7 +65,7 @@ def moved(parameters: Sequence[Tensor], by: Sequence[Tensor]) -> Iterator[None]:
 def scaled_to(direction: Sequence[Tensor], length: float | Tensor) -> list[Tensor]:
     """Return `direction` with one global L2 norm of `length`; a zero direction stays zero."""
     factor = length / (norm(direction) + 1e-12)
-    return torch._foreach_mul(list(direction), factor)
+    return list(torch._foreach_mul(list(direction), factor))
 
 
 def interpolate(start: Mapping[str, Tensor], end: Mapping[str, Tensor], t: float) -> State:
@@ -138,7 +139,7 @@ def tensors(path: Path) -> State:
     """
     try:
         if path.suffix == ".safetensors":
-            found = safetensors.torch.load_file(path)
+            found: Any = safetensors.torch.load_file(path)
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:

@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppr_core.config import Settings
-from ppr_core.data.images import ImageSet
+from ppr_core.data.images import Augment, ImageSet, look_up, picks
 from ppr_core.models import build
 from ppr_core.training.fit import Schedule
 
@@ -28,6 +28,15 @@ def tiny_set(count=48, size=16, classes=4, seed=0):
     images[torch.arange(count), labels % 3] += 30 + 30 * (labels // 3).view(-1, 1, 1)
     names = tuple(f"class{i}" for i in range(classes))
     return ImageSet(images.to(torch.uint8), labels, names)
+
+
+def batches(data, schedule, *, rng, augment=None):
+    """The shuffled batches of one epoch, as `fit` draws them."""
+    if augment is None and (schedule.crop or schedule.flip):
+        augment = Augment(data, crop=schedule.crop, flip=schedule.flip)
+    pictures = look_up(data, augment)
+    drawn = picks(data, schedule.batch_size, rng=rng, augment=augment)
+    return (pictures(*picked) for picked in drawn)
 
 
 def tiny_model(classes=4, seed=0):

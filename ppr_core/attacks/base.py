@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -168,7 +168,7 @@ class Attack(Method):
         state: State,
     ) -> Outcome:
         """Train on the poisoned set; an attack that controls training hooks into `fit` here."""
-        how = {"resume": "victim", "evaluate": True}
+        how: dict[str, Any] = {"resume": "victim", "evaluate": True}
         return Outcome(model, fit(model, poisoned.data, self.training, rng=rng, **how))
 
 

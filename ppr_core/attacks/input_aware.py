@@ -110,8 +110,8 @@ class InputAware(CoverAttack):
             make_optimizer(pattern.parameters(), rate),
         )
         # The loop's own generator, one module and one optimizer for all: it can be resumed.
-        how = {"loss": loss, "optimizer": optimizer, "resume": "victim", "evaluate": True}
-        history = fit(both, data, self.training, rng=rng, **how)
+        how: dict[str, Any] = {"loss": loss, "optimizer": optimizer, "evaluate": True}
+        history = fit(both, data, self.training, rng=rng, resume="victim", **how)
         return Outcome(model, history, tensors=pattern.state_dict(prefix="trigger.pattern."))
 
     @torch.no_grad()

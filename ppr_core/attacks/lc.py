@@ -88,7 +88,7 @@ class LabelConsistent(Attack):
             eps=self.surrogate_eps,
             rng=fork(rng, "surrogate"),
         )
-        budget = {"eps": self.eps, "step": self.step, "iterations": self.iterations}
+        budget: dict[str, Any] = {"eps": self.eps, "step": self.step, "iterations": self.iterations}
         indices = (data.labels == self.target).nonzero().flatten()
         crafted = craft(surrogate, data.subset(indices), **budget)
         figures = {

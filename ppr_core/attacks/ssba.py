@@ -71,7 +71,7 @@ class Ssba(Attack):
         known, unknown = hold_out(data, rng=fork(rng, "held-out"))
         with seeded(seed_of(rng, "init")):
             model = _Pair(plan, data.size, distortion=self.distortion, share=self.common_share)
-        model.to(data.device, memory_format=torch.channels_last)
+        model.to(data.device).to(memory_format=torch.channels_last)
         stream = fork(rng, "encoder")  # of the messages too, so that one state says it all
         fit(
             model,
@@ -127,6 +127,8 @@ class Ssba(Attack):
 
 class _Pair(nn.Module):
     """Encoder and decoder, trained together."""
+
+    since: Tensor
 
     def __init__(self, plan: Plan, size: int, *, distortion: float, share: float) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """WaNet: the image is bent a little by one smooth field."""
 
 from functools import lru_cache
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -68,7 +68,7 @@ class WaNet(CoverAttack):
             return torch.cat((*warped, images[poisons + covers :])), labels
 
         # The loop's own generator: a resumed training draws the same noise.
-        how = {"on_batch": poison_batch, "resume": "victim", "evaluate": True}
+        how: dict[str, Any] = {"on_batch": poison_batch, "resume": "victim", "evaluate": True}
         history = fit(model, data, self.training, rng=rng, **how)
         return Outcome(model, history)
 

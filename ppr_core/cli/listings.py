@@ -4,7 +4,7 @@ import argparse
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ppr_core.cli.study import own, own_label
 from ppr_core.errors import need
@@ -68,7 +68,8 @@ def _entry(name: str, cls: type["Settings"]) -> dict[str, str]:
     if hasattr(cls, "privileges"):
         row["privileges"] = cls.privileges
     if hasattr(cls, "needed") and not any(f.is_required() for f in cls.model_fields.values()):
-        row["needs"] = ", ".join(cls().needed())  # of a model, besides forward and parameters
+        usual: Any = cls()
+        row["needs"] = ", ".join(usual.needed())  # of a model, besides forward and parameters
     settings = [f"{row['name']}={row['default']}" for row in cls.describe()]
     return {**row, "settings": " ".join(settings)}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from ppr_core.data.base import Split
 from ppr_core.data.images import ImageSet
@@ -36,7 +37,7 @@ def read(path: Path) -> Split | None:
 
 def write(path: Path, split: Split) -> None:
     """Write the file whole or not at all; where the folder cannot be written, only warn."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, part in split._asdict().items():
         tensors |= {f"{name}.images": part.images, f"{name}.labels": part.labels}
     part = path.with_name(f"{path.name}.{os.getpid()}.part")

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -122,43 +121,19 @@ class Augment:
         return picked.permute(0, 3, 1, 2)
 
 
-class Batching(Protocol):
-    """What `batches` reads of a training schedule."""
-
-    batch_size: int
-    crop: int
-    flip: bool
-
-
-def batches(
-    data: ImageSet, how: Batching, *, rng: torch.Generator, augment: Augment | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield one shuffled epoch of (float32 images in [0, 1], int64 labels), on the data's device.
-
-    Args:
-        data: what to draw from; the last batch may be smaller, and `fit` may stop before it.
-        how: batch size, crop and flip.
-        rng: CPU generator; the only source of randomness.
-        augment: the prepared augmentation of this set, to be reused over epochs.
-    """
-    if augment is None and (how.crop or how.flip):
-        augment = Augment(data, crop=how.crop, flip=how.flip)
-    pictures = look_up(data, augment)
-    return (pictures(*picked) for picked in picks(data, how, rng=rng, augment=augment))
-
-
 def picks(
-    data: ImageSet, how: Batching, *, rng: torch.Generator, augment: Augment | None
+    data: ImageSet, size: int, *, rng: torch.Generator, augment: Augment | None
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Yield what `look_up` turns into the batches of one epoch: indices, and their draws.
+    """Yield what `look_up` turns into the shuffled batches of one epoch: indices, and their draws.
 
-    All of an epoch is drawn before its first batch, and sent to the device at once.
+    All of an epoch is drawn before its first batch, and sent to the device at once. The last batch
+    may be smaller than `size`, and `fit` may stop before it.
     """
     count = len(data)
     order = torch.randperm(count, generator=rng).to(data.device)
     columns = (order,) if augment is None else (order, augment.draw(count, rng))
-    for start in range(0, count, how.batch_size):
-        yield tuple(column[start : start + how.batch_size] for column in columns)
+    for start in range(0, count, size):
+        yield tuple(column[start : start + size] for column in columns)
 
 
 def look_up(data: ImageSet, augment: Augment | None) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -171,8 +146,8 @@ def look_up(data: ImageSet, augment: Augment | None) -> Callable[..., tuple[Tens
     return pictures
 
 
-def augmented(data: ImageSet, how: Batching, *, rng: torch.Generator) -> ImageSet:
+def augmented(data: ImageSet, *, crop: int, flip: bool, rng: torch.Generator) -> ImageSet:
     """Return the set with crop and flip drawn once, for a tuning that reuses them every epoch."""
-    augment = Augment(data, crop=how.crop, flip=how.flip)
+    augment = Augment(data, crop=crop, flip=flip)
     everything = torch.arange(len(data), device=data.device)
     return data.with_images(augment.pick(everything, augment.draw(len(data), rng)))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from ppr_core.config import Field
 from ppr_core.data.base import Dataset, Split
 from ppr_core.data.images import ImageSet
 
-Plane = NDArray[np.float32]
+Plane = NDArray[Any]  # float32
 
 CHUNK = 200  # images drawn at once: their planes stay in the processor's cache
 DRAWS = 64  # random numbers an image, besides the pixel noise

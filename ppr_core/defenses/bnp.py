@@ -38,13 +38,15 @@ class Bnp(OutlierPruning):
         chosen = torch.randperm(len(data), generator=rng)[: self.batch_size]
         found: dict[str, Tensor] = {}
 
+        layers = dict(comparable(model))
+
         def look(name: str, maps: Tensor, _: Tensor) -> None:
-            layer = model.get_submodule(name)
+            layer = layers[name]
             var, mean = torch.var_mean(maps.transpose(0, 1).flatten(1), 1)
-            running = layer.running_mean, layer.running_var + layer.eps
+            running = layer.get_buffer("running_mean"), layer.get_buffer("running_var") + layer.eps
             found[name] = divergence(mean, var + layer.eps, *running, exact=self.kl_exact)
 
-        with torch.no_grad(), evaluating(model), watching(dict(comparable(model)), look):
+        with torch.no_grad(), evaluating(model), watching(layers, look):
             model(to_float(data.subset(chosen).images))
         return found
 

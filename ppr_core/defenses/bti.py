@@ -3,11 +3,12 @@
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ppr_core.config import Field
 from ppr_core.defenses.parts.unlearning import Mix, Unlearning
+from ppr_core.models.base import Cut
 from ppr_core.training.fit import Schedule
 
 
@@ -26,7 +27,7 @@ class Bti(Unlearning):
         Schedule(epochs=30, optimizer="adam", lr=1e-4), description="of the classifier, each round"
     )
 
-    def hooks(self, model: nn.Module, mix: Mix, rng: torch.Generator) -> dict[str, Any]:
+    def hooks(self, model: Cut, mix: Mix, rng: torch.Generator) -> dict[str, Any]:
         """Return the loss; both passes train and update the statistics, the plain images first."""
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:

@@ -38,5 +38,5 @@ def lipschitz(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
     A channel's kernel is taken as a matrix of input channels by kernel positions.
     """
     kernels = convolution.weight.flatten(2)  # (out, in, height * width)
-    scale = norm.weight / (norm.running_var + SMALL).sqrt()
+    scale = norm.weight / (norm.get_buffer("running_var") + SMALL).sqrt()
     return torch.linalg.matrix_norm(kernels, ord=2) * scale.abs()

@@ -13,6 +13,7 @@ from ppr_core.defenses.base import Defense
 from ppr_core.defenses.finetune import BENCH, keep_norm
 from ppr_core.errors import need
 from ppr_core.method import Outcome, fork
+from ppr_core.models.base import Classifier
 from ppr_core.training.fit import Loss, Schedule, fit
 from ppr_core.weights import norm
 
@@ -52,7 +53,7 @@ class D3(Defense):
             "would be lost",
         )
 
-    def run(self, model: nn.Module, data: ImageSet, *, rng: torch.Generator) -> Outcome:
+    def run(self, model: Classifier, data: ImageSet, *, rng: torch.Generator) -> Outcome:
         """Put the layers where they start from, then drive them away."""
         weights = self.weights(model)
         old = [weight.detach().clone() for weight in weights]
@@ -76,7 +77,7 @@ class D3(Defense):
             model, history, {"distance": far, "distance_relative": far / float(norm(old))}
         )
 
-    def weights(self, model: nn.Module) -> list[Tensor]:
+    def weights(self, model: Classifier) -> list[Tensor]:
         """Return the weights that are driven away; biases and batch norm are not."""
         if self.where == "linear":
             return [model.linear.weight]

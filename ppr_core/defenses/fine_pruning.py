@@ -17,7 +17,7 @@ from ppr_core.defenses.parts.selection import need_validation
 from ppr_core.errors import need
 from ppr_core.method import Outcome, fork
 from ppr_core.metrics import EVAL_BATCH, clean_accuracy, evaluating
-from ppr_core.models.base import convolutions
+from ppr_core.models.base import Classifier, convolutions
 from ppr_core.runtime import autocast
 from ppr_core.training.fit import Schedule, fit
 from ppr_core.weights import snapshot
@@ -59,7 +59,7 @@ class FinePruning(Defense):
 
     def run(
         self,
-        model: nn.Module,
+        model: Classifier,
         data: ImageSet,
         *,
         rng: torch.Generator,
@@ -89,7 +89,7 @@ class FinePruning(Defense):
         )
         return Outcome(model, history, {"pruned": pruned, "units": len(order)}, {"asleep": asleep})
 
-    def activity(self, model: nn.Module, data: ImageSet) -> Tensor:
+    def activity(self, model: Classifier, data: ImageSet) -> Tensor:
         """Return each unit's mean activation over all images: of a channel, its magnitude."""
         layer, total = self._layer(model), torch.zeros((), device=data.device)
 
@@ -104,7 +104,7 @@ class FinePruning(Defense):
         return total / len(data)
 
     @torch.no_grad()
-    def silence(self, model: nn.Module, units: Tensor) -> None:
+    def silence(self, model: Classifier, units: Tensor) -> None:
         """Zero all weights of these units."""
         layer = self._layer(model)
         if self.where == "linear_in":
@@ -114,14 +114,15 @@ class FinePruning(Defense):
         if layer.bias is not None:
             layer.bias[units] = 0
 
-    def _layer(self, model: nn.Module) -> nn.Linear | nn.Conv2d:
+    def _layer(self, model: Classifier) -> nn.Linear | nn.Conv2d:
         return model.linear if self.where == "linear_in" else list(convolutions(model))[-1][1]
 
     def _judge(
         self, validation: ImageSet | None, score: Judge | None
-    ) -> Callable[[nn.Module], float]:
+    ) -> Callable[[Classifier], float]:
         if self.oracle:
-            need(score, "expected score= for select: oracle_c_acc, got none; set another rule")
-            return lambda model: score(model)["c_acc"]
-        need_validation(validation, "the pruned share", "select: oracle_c_acc")
-        return lambda model: clean_accuracy(model, validation)
+            missing = "expected score= for select: oracle_c_acc, got none; set another rule"
+            test = need(score, missing)
+            return lambda model: test(model)["c_acc"]
+        held = need_validation(validation, "the pruned share", "select: oracle_c_acc")
+        return lambda model: clean_accuracy(model, held)

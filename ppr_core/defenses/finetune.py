@@ -11,6 +11,7 @@ from ppr_core.config import Field
 from ppr_core.data.images import ImageSet
 from ppr_core.defenses.base import Defense
 from ppr_core.method import Outcome, fork
+from ppr_core.models.base import Classifier
 from ppr_core.training.fit import Loss, Schedule, cross_entropy, fit
 
 # Source: BackdoorBench, the tuning of most defenses that it has.
@@ -40,7 +41,7 @@ class _FineTuning(Defense):
         """Return the parts that this mode singles out."""
         return self.needs or (("linear",) if self.rescale_all else ())
 
-    def run(self, model: nn.Module, data: ImageSet, *, rng: torch.Generator) -> Outcome:
+    def run(self, model: Classifier, data: ImageSet, *, rng: torch.Generator) -> Outcome:
         """Draw the head anew where the mode says so, then train the part that is not fixed."""
         keep = keep_norm(model.linear.weight) if self.rescale_all else None
         if self.fresh:

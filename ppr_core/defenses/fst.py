@@ -3,7 +3,7 @@
 from typing import Annotated, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ppr_core.config import Field
@@ -12,6 +12,7 @@ from ppr_core.defenses.base import Defense
 from ppr_core.defenses.finetune import draw_head, keep_norm
 from ppr_core.defenses.parts.selection import strongest
 from ppr_core.method import Outcome, fork
+from ppr_core.models.base import Classifier
 from ppr_core.runtime import Record
 from ppr_core.training.fit import Loss, Schedule, fit
 
@@ -43,7 +44,7 @@ class Fst(Defense):
 
     def run(
         self,
-        model: nn.Module,
+        model: Classifier,
         data: ImageSet,
         *,
         rng: torch.Generator,
@@ -65,7 +66,12 @@ class Fst(Defense):
         return Outcome(model, history, info)
 
     def _tune(
-        self, model: nn.Module, data: ImageSet, alpha: float, rng: torch.Generator, resume: str = ""
+        self,
+        model: Classifier,
+        data: ImageSet,
+        alpha: float,
+        rng: torch.Generator,
+        resume: str = "",
     ) -> list[Record]:
         head = model.linear
         old, keep = head.weight.detach().clone(), keep_norm(head.weight)
@@ -82,7 +88,7 @@ class Fst(Defense):
         )
 
 
-def shift_loss(model: nn.Module, old: Tensor, alpha: float) -> Loss:
+def shift_loss(model: Classifier, old: Tensor, alpha: float) -> Loss:
     """Return cross-entropy plus alpha times the inner product of the head's weight with `old`."""
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:

@@ -46,7 +46,8 @@ class IBau(Defense):
         """Alternate one pass for the perturbation and one for the weights."""
         rng, weights = fork(rng, "tune"), list(model.parameters())
         delta = torch.zeros_like(to_float(data.images[:1]), requires_grad=True)
-        stored, size = augmented(data, self.schedule, rng=rng), self.schedule.batch_size
+        crop, flip, size = self.schedule.crop, self.schedule.flip, self.schedule.batch_size
+        stored = augmented(data, crop=crop, flip=flip, rng=rng)
         first, labelled = to_float(stored.images[:size]), stored.labels[:size]
         rounds, per_round = count(), self.schedule.epoch_steps(len(data))
 

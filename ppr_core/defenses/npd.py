@@ -1,6 +1,6 @@
 """NPD: neural polarizer defense, one more layer that filters the backdoor's features."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +68,7 @@ class Npd(Defense):
             return F.cross_entropy(model(images), labels)
 
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        hooks = {"parameters": trained, "train_mode": False}
+        hooks: dict[str, Any] = {"parameters": trained, "train_mode": False}
         fit(model, data, self.warm_up, rng=fork(rng, "warm_up"), loss=clean, **hooks)
         hooks |= {"loss": self.loss(model), "resume": "tune"}
         return Outcome(model, fit(model, data, self.schedule, rng=fork(rng, "tune"), **hooks))
@@ -114,17 +114,18 @@ class Polarizer(nn.Module):
         self.layer = layer
         with torch.no_grad():
             nn.init.dirac_(self.filter.weight)
-            self.norm.running_var.fill_(1 - self.norm.eps)
+            self.norm.get_buffer("running_var").fill_(1 - self.norm.eps)
 
     def forward(self, maps: Tensor) -> Tensor:
         """Filter, then do what the layer did."""
         return self.layer(self.norm(self.filter(maps)))
 
 
-def last_block(model: nn.Module) -> nn.Module | None:
-    """Return the last part of the backbone that has a convolution called conv1."""
+def last_block(model: nn.Module) -> Any:
+    """Return the last part of the backbone that has a convolution called conv1; None: no part."""
     kinds = nn.Conv2d | Polarizer
-    found = [m for m in model.backbone.modules() if isinstance(getattr(m, "conv1", None), kinds)]
+    parts = model.get_submodule("backbone").modules()
+    found = [part for part in parts if isinstance(getattr(part, "conv1", None), kinds)]
     return found[-1] if found else None
 
 

@@ -10,6 +10,7 @@ from ppr_core.config import Field
 from ppr_core.data.images import ImageSet, to_float
 from ppr_core.defenses.parts.sharpness import frozen_statistics
 from ppr_core.defenses.parts.unlearning import Mix, Stepping
+from ppr_core.defenses.sources.base import Change, State
 from ppr_core.method import Outcome
 from ppr_core.metrics import clean_accuracy
 from ppr_core.models.base import clone
@@ -61,19 +62,21 @@ class Pam(Stepping):
         self,
         model: nn.Module,
         data: ImageSet,
-        state: dict[str, Tensor],
+        state: State,
         *,
+        rng: torch.Generator,
         validation: ImageSet | None,
-        **given: Any,
+        trigger: Change | None,
     ) -> Outcome:
         """Tune in rounds, then treat the batch-norm statistics as `bn` says."""
-        outcome = super().tune(model, data, state, validation=validation, **given)
+        given: dict[str, Any] = {"rng": rng, "validation": validation, "trigger": trigger}
+        outcome = super().tune(model, data, state, **given)
         tracked = outcome.info.get("val_c_acc")
         if self.bn == "frozen" or (self.bn == "track_probe" and tracked is None):
             return outcome
         anew = model if self.bn == "recalibrate" else clone(model)
         recalibrate(anew, lambda: _forward(anew, data, self.tuning.batch_size))
-        if tracked is not None:
+        if validation is not None and tracked is not None:
             accuracy = clean_accuracy(anew, validation)
             outcome.info |= {"val_c_acc_tracked": tracked, "val_c_acc_recalibrated": accuracy}
             outcome.info["val_c_acc"] = accuracy if anew is model else tracked
@@ -130,10 +133,10 @@ def probe(
     """
     if not per_layer:
         return scaled_to(back, norm(back).clamp(max=rho) if clip else rho)
-    lengths = torch.stack(torch._foreach_norm(back))
+    lengths = torch.stack(torch._foreach_norm(list(back)))
     share = rho / len(back) ** 0.5
     wanted = lengths.clamp(max=share) if clip else share
-    return torch._foreach_mul(back, (wanted / (lengths + 1e-12)).unbind())
+    return list(torch._foreach_mul(list(back), list((wanted / (lengths + 1e-12)).unbind())))
 
 
 def _forward(model: nn.Module, data: ImageSet, batch_size: int) -> None:

@@ -1,6 +1,6 @@
 """RNP: reconstructive neuron pruning."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,8 @@ class Rnp(MaskPruning):
         def loss(images: Tensor, labels: Tensor) -> Tensor:
             return self.alpha * F.cross_entropy(model(images), labels)
 
-        recovery = {"loss": loss, "after_step": masks.clamp, "parameters": [masks.values]}
+        how: dict[str, Any] = {"loss": loss, "after_step": masks.clamp}
+        draws = fork(rng, "recover")
         with masks.on(model):
-            fit(model, data, self.schedule, rng=fork(rng, "recover"), **recovery)
+            fit(model, data, self.schedule, rng=draws, parameters=[masks.values], **how)
         return masks

@@ -98,7 +98,8 @@ class Sau(Defense):
             labels: true ones.
             answers: each model's classes (N,) of the clean images, in the same order.
         """
-        wrong, both = 0.0, logits.argmax(1) == old.argmax(1)
+        both = logits.argmax(1) == old.argmax(1)
+        wrong: Tensor | float = 0.0
         for scores, answer in zip((logits, old), answers, strict=True):
             fooled = scores.argmax(1) != answer
             each = F.cross_entropy(scores, labels, reduction="none")
@@ -112,7 +113,8 @@ def jensen_shannon(logits: Tensor, other: Tensor) -> Tensor:
     """Return the Jensen-Shannon divergence (N,) of two softmaxes, in nats."""
     p, q = logits.log_softmax(1), other.log_softmax(1)
     middle = torch.logaddexp(p, q) - torch.tensor(2.0).log()
-    return 0.5 * sum((x.exp() * (x - middle)).sum(1) for x in (p, q))
+    first, second = ((x.exp() * (x - middle)).sum(1) for x in (p, q))
+    return 0.5 * (first + second)
 
 
 def unlike(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """TSBD: two-stage backdoor defense, which resets the neurons that unlearning changes most."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +70,7 @@ class Tsbd(Defense):
         doubts = []
         if not told or told[-1]["accuracy"] > floor:
             doubts = [f"unlearning ended above {floor:.4g} % accuracy: raise forgetting.lr"]
-        info = {"n": self.n, "forgetting_epochs": len(told)}
+        info: dict[str, Any] = {"n": self.n, "forgetting_epochs": len(told)}
         if not self.n_grid:
             history, zeroed = self._reset_and_tune(model, data, changes, self.n, rng, "tune")
         else:
@@ -110,8 +110,9 @@ class Tsbd(Defense):
 @torch.no_grad()
 def weight_changes(changed: nn.Module, model: nn.Module) -> dict[str, Tensor]:
     """Return how far each convolution weight moved: (out, rest) by the layer's name."""
+    after = dict(convolutions(changed))
     return {
-        name: (changed.get_submodule(name).weight - layer.weight).abs().flatten(1)
+        name: (after[name].weight - layer.weight).abs().flatten(1)
         for name, layer in convolutions(model)
     }
 
@@ -136,8 +137,9 @@ def reset(model: nn.Module, changes: Mapping[str, Tensor], n: float, m: float) -
     zeroed = torch.zeros_like(pooled, dtype=torch.bool)
     zeroed[pooled.argsort(descending=True)[:count]] = True
     sizes = [int(neurons[name].sum()) * change.shape[1] for name, change in changes.items()]
+    layers = dict(convolutions(model))
     for name, part in zip(changes, zeroed.split(sizes), strict=True):
-        weight = model.get_submodule(name).weight
+        weight = layers[name].weight
         kept = weight[neurons[name]]
         weight[neurons[name]] = kept.masked_fill(part.view_as(kept), 0)
     return count

@@ -41,7 +41,7 @@ class Latest:
             self.answer()
 
 
-def in_loop(answer: Callable[..., None]) -> Callable[..., None]:
+def in_loop(answer: Callable[..., object]) -> Callable[..., object]:
     """Return a call that any thread may make: the event loop, where one runs, answers it."""
     try:
         loop = asyncio.get_running_loop()

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
-from ppr_core.errors import CheckpointError, ConfigError, DataError, StoreError
+from ppr_core.errors import CheckpointError, ConfigError, DataError, StoreError, need
 from ppr_core.lab.desk import Lab
 from ppr_core.lab.graph import Cell, Stage, Variant
 from ppr_core.lab.places import PACKAGE
@@ -66,8 +66,8 @@ class Job:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(known)},
         )
         task = {"study": study.model_dump(), "folder": str(store.folder), "cell": astuple(cell)}
-        self.process.stdin.write(json.dumps(task))
-        self.process.stdin.close()
+        with need(self.process.stdin, "expected a pipe to the process, got none") as pipe:
+            pipe.write(json.dumps(task))
         self.thread = threading.Thread(target=self._listen, daemon=True)
         self.thread.start()
 
@@ -86,7 +86,7 @@ class Job:
     def _listen(self) -> None:
         last, words = Progress(0.0, "starting"), ""
         self.report(last)
-        for line in self.process.stdout:
+        for line in self.process.stdout or ():
             try:
                 last = Progress(**json.loads(line))
             except (ValueError, TypeError):  # a warning of some library
@@ -116,8 +116,9 @@ def main() -> int:
     try:
         plan = Plan(Study(**task["study"]))
         lab = Lab(Store(Path(task["folder"])))
-        *cell, variant = task["cell"]
-        missing = _missing(lab, stages_of(plan, Cell(*cell, variant and Variant(*variant))))
+        attack, defense, seed, variant = task["cell"]
+        cell = Cell(attack, defense, seed, variant and Variant(*variant))
+        missing = _missing(lab, stages_of(plan, cell))
         done = -1.0
 
         def report(stage: Stage, history: list[Record], epochs: int) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ppr_core import connectivity
 from ppr_core.data.images import ImageSet, to_float, to_uint8
+from ppr_core.errors import need
 from ppr_core.explorer.holdings import Held
 from ppr_core.lab.graph import Cell
 from ppr_core.lab.reader import Reader
@@ -48,7 +49,8 @@ class Samples:
     """
 
     def __init__(self, held: Held, lab: Reader, cell: Cell) -> None:
-        plan, stage = held.plan, held.query(cell)
+        plan = held.plan
+        stage = need(held.query(cell), f"expected QRA of {cell.label} in the store, got none")
         self.precision = plan.study.precision
         stages = {
             "backdoored": plan.backdoored(cell),

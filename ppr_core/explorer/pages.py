@@ -2,6 +2,7 @@
 
 import base64
 from html import escape
+from typing import Any
 
 import pandas as pd
 from torch import Tensor
@@ -59,7 +60,7 @@ def sample(shown: Sample, labels: list[str]) -> str:
         answers = shown.answers[shown.answers["row"] == row]
         for model, group in answers.groupby("model", sort=False):
             cells = "".join(_answer(answer) for answer in group.itertuples())
-            lines.append(f"<tr><td {SIDE_HEAD}>{escape(model)} says</td>{cells}</tr>")
+            lines.append(f"<tr><td {SIDE_HEAD}>{escape(str(model))} says</td>{cells}</tr>")
     return (
         '<table class="ppr-sample" style="border-collapse:collapse;text-align:center;'
         f'font-size:11px;line-height:1.45">{"".join(lines)}</table>'
@@ -69,7 +70,7 @@ def sample(shown: Sample, labels: list[str]) -> str:
 SIDE_HEAD = 'style="text-align:right;padding-right:.8rem;white-space:nowrap"'
 
 
-def _answer(answer: object) -> str:
+def _answer(answer: Any) -> str:
     """One model's prediction and confidence; the attacker's target stands out."""
     style = f"color:{BAD};font-weight:700;" if answer.target else ""
     says = f"{escape(answer.predicted)} {answer.confidence:.0f} %"

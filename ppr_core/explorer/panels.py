@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from html import escape
+from typing import Any
 
 import ipywidgets as widgets
 import pandas as pd
@@ -157,7 +158,7 @@ class RhoPanel(Panel):
             self.nothing(no_pam(plan))
             return
         index = int((self.curve["rho"] - asked).abs().idxmin())
-        row = self.curve.loc[index]
+        row: Any = self.curve.loc[index]
         there = bool(abs(row["rho"] - asked) < 1e-9)
         self.compute.disabled = running or there
         says = f"<b>rho {asked:g}</b>"

@@ -12,6 +12,7 @@ from ppr_core.attacks import Trigger
 from ppr_core.attacks.base import prepared
 from ppr_core.bench import weights_of
 from ppr_core.config import derive
+from ppr_core.errors import need
 from ppr_core.lab.graph import Stage
 from ppr_core.lab.measures import Measure
 from ppr_core.lab.reader import Reader, learnt
@@ -159,7 +160,8 @@ def _trained(lab: Lab, stage: Stage) -> Result:
 def read_model(lab: Lab, stage: Stage) -> Result:
     """Take in a model that was made elsewhere."""
     model = stage.setting.build(stage.cell.seed)
-    model.load_state_dict(weights_of(stage.file, model))
+    file = need(stage.file, f"expected a file of {stage.name}, got none")
+    model.load_state_dict(weights_of(file, model))
     model.to(stage.setting.place).eval()
     metrics = {"c_acc": clean_accuracy(model, stage.setting.images.test)}
     if stage.kind != "clean":

@@ -120,7 +120,7 @@ def _on_ray(stages: list[Stage], bar: "_Bar", gpu_share: float) -> Failures:
     try:
         gpus = ray.cluster_resources().get("GPU", 0) and stages[0].setting.study.device != "cpu"
         # A worker takes stage after stage: Ray would start a new one for each that has a GPU.
-        share = {"num_gpus": gpu_share if gpus else 0, "max_calls": 0}
+        share: dict[str, Any] = {"num_gpus": gpu_share if gpus else 0, "max_calls": 0}
         task = ray.remote(max_retries=2, **share)(_remote)
         handles: dict[str, Any] = {}
         for stage in stages:

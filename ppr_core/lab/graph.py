@@ -14,9 +14,10 @@ from ppr_core import data as datasets
 from ppr_core.config import Settings, digest
 from ppr_core.data.base import Dataset
 from ppr_core.data.splits import Reserve, reserve
+from ppr_core.errors import need
 from ppr_core.lab.places import data_folder
 from ppr_core.lab.study import Study
-from ppr_core.models.base import Architecture, Classifier
+from ppr_core.models.base import Architecture, Network
 from ppr_core.runtime import pick_device
 
 NO_DEFENSE, CLEAN = "none", "clean"  # the control rows of every table
@@ -64,7 +65,9 @@ class Cell:
 
     def but(self, **changes: Any) -> Self:
         """Return the cell with other values; those of another defense have no variant."""
-        return replace(self, **({"variant": None} if "defense" in changes else {}), **changes)
+        if "defense" in changes:
+            changes.setdefault("variant", None)
+        return replace(self, **changes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +106,7 @@ class Setting:
         held = self.study.reserve, self.study.validation
         return reserve(self.images.train, *held, seed)
 
-    def build(self, seed: int) -> Classifier:
+    def build(self, seed: int) -> Network:
         """Return a fresh classifier, on the CPU."""
         return self.model.build(self.images.train.num_classes, seed=seed)
 
@@ -213,6 +216,11 @@ class Stage:
     def parent(self, *kinds: str) -> "Stage | None":
         """Return the parent of one of these kinds, or None."""
         return next((stage for stage in self.parents if stage.kind in kinds), None)
+
+    @property
+    def victim(self) -> "Stage":
+        """The stage of the backdoored model that this one goes back to."""
+        return need(self.origin("backdoored"), f"expected a victim before {self.name}, got none")
 
     def origin(self, kind: str) -> "Stage | None":
         """Return the nearest stage of a kind among this one and those before it, or None."""

@@ -137,7 +137,8 @@ def _execute(
         transport = "tcp" if os.name == "nt" else "ipc"  # Windows has no such files
         ip = str(copy.with_name("kernel"))
 
-        async def start_kernel(self, **named: Any) -> None:
+        # Its parent has made this one a coroutine, too, in a way that types do not tell.
+        async def start_kernel(self, **named: Any) -> None:  # type: ignore[override]
             told = {"PPR_RUN": run_id} | ({"PPR_COMPUTED": "1"} if computed else {})
             named |= {"cwd": str(ROOT), "env": {**environment(), **told}}
             with open(log, "wb") as out:  # a kernel has its say at its end, too

@@ -52,7 +52,8 @@ class Plan(Chains):
             from_registry(datasets.DATASETS, study.dataset, "dataset"),
             from_registry(MODELS, study.model, "model"),
         )
-        made, clean = _made(study), Clean(training=study.training)
+        training: Any = study.training  # pydantic lays it over the default
+        made, clean = _made(study), Clean(training=training)
         has_clean = study.clean_control or (NO_ATTACK, NO_DEFENSE) in made
         super().__init__(setting, clean, has_clean, attacks, _defenses(study), made)
         share = study.validation * study.reserve
@@ -119,6 +120,10 @@ class Plan(Chains):
         read = tuple(stage for name in method.reads if (stage := self.taken(name, cell)))
         return self._stage(label, method, cell, read, {})
 
+    def retuning(self, attack: str) -> Any:
+        """Return RA with its settings against an attack."""
+        return self.measures[RA][attack]
+
     def of_attack(self, label: str, attack: str, seed: int) -> Stage | None:
         """Return the stage of a measure that is taken once of an attack's purified models."""
         method, rivals = self.measures[label][attack], self.rivals(attack, seed)
@@ -141,9 +146,8 @@ class Plan(Chains):
 
     def retuned(self, cell: Cell) -> Stage:
         """Return the stage of a cell's model after RA."""
-        stage = self.taken(RA, cell)
-        need(stage is not None, f"expected a purified or clean model to retune, got {cell.label}")
-        return stage
+        missing = f"expected a purified or clean model to retune, got {cell.label}"
+        return need(self.taken(RA, cell), missing)
 
     def stages(self) -> list[Stage]:
         """Return every stage of the study once, parents before children."""
@@ -249,6 +253,7 @@ def _defenses(study: Study) -> dict[tuple[str, Variant | None], Defense]:
     """Build the configured defenses, and PAM once more for every rho of the grid."""
     for label in study.defenses:
         _check_label(label)
+    settings: dict[tuple[str, Variant | None], dict[str, Any]]
     settings = {(label, None): values for label, values in study.defenses.items()}
     if study.rho_grid:
         base = {"method": "pam", **settings.pop(("pam", None), {})}

@@ -10,7 +10,7 @@ from ppr_core.lab.graph import Stage
 from ppr_core.lab.store import Run, Store
 from ppr_core.method import Result
 from ppr_core.metrics import triggered
-from ppr_core.models.base import Classifier, check_same_shapes
+from ppr_core.models.base import Network, check_same_shapes
 
 
 class Reader:
@@ -46,7 +46,7 @@ class Reader:
         """
         raise StoreError(f"expected the stage {stage.name} in {self.store.uri}, got none; run it")
 
-    def model(self, stage: Stage) -> Classifier:
+    def model(self, stage: Stage) -> Network:
         """Return the classifier that a stage left behind, in eval mode, on the study's device."""
         model = stage.setting.build(stage.cell.seed)
         if (defense := defense_of(stage)) is not None:
@@ -62,7 +62,7 @@ class Reader:
 
     def trigger(self, stage: Stage) -> Trigger:
         """Return the attacker's trigger for the victim that a stage goes back to."""
-        victim = stage.origin("backdoored")
+        victim = stage.victim
         state: dict[str, Tensor] = {}
         if prepared := victim.parent("prepared"):
             state |= self.result(prepared).tensors
@@ -73,7 +73,7 @@ class Reader:
 
     def stamped_test(self, stage: Stage) -> ImageSet:
         """Return the triggered test images of the victim that a stage goes back to."""
-        victim = stage.origin("backdoored")
+        victim = stage.victim
         if victim.key in self._stamped:
             return self._stamped[victim.key]
         trigger = self.trigger(stage)
@@ -92,14 +92,30 @@ class Reader:
             stage: that goes back to the attacker's victim.
             any_class: also those whose true class is the target.
         """
-        trigger, train = self.trigger(stage), stage.setting.images.train
-        poisoned = trigger.attack.poison(train, seed=stage.cell.seed, state=trigger.state)
-        kept = poisoned.indices
-        if not (trigger.attack.clean_label or any_class):
-            kept = kept[poisoned.original != trigger.target]
-        return poisoned.data.subset(kept)
+        train, indices = stage.setting.images.train, self._poison_indices(stage)
+        return self.trigger(stage).poisons(train, indices, any_class=any_class)
 
-    def ends(self, *stages: Stage) -> list[Classifier]:
+    def query_images(self, stage: Stage) -> ImageSet:
+        """Return the triggered training images that QRA draws from, with their true labels.
+
+        Args:
+            stage: that goes back to the attacker's victim.
+        """
+        return self.trigger(stage).query_images(
+            stage.setting.images.train, self._poison_indices(stage)
+        )
+
+    def _poison_indices(self, stage: Stage) -> Tensor:
+        """Return which training images the victim's poisons are: as drawn when it was trained."""
+        victim = stage.victim
+        if victim.file is None:
+            return self.result(victim).tensors["poison_indices"]
+        # Of a victim made elsewhere no draw is known: the attacker's own poisons are drawn here.
+        attack, state = victim.method, self.trigger(stage).state
+        train = stage.setting.images.train
+        return attack.poison(train, seed=victim.cell.seed, state=state).indices
+
+    def ends(self, *stages: Stage) -> list[Network]:
         """Return the models of a path's two ends, each with the layers that the other one has."""
         models = [self.model(stage) for stage in stages]
         for stage, other in zip(stages, reversed(models), strict=True):

@@ -137,8 +137,8 @@ def resolve(names: Mapping[str, Any]) -> Study:
     if file.is_file():
         given = {**Study.load(file).model_dump(exclude_unset=True), **given}
     elif len({**given, **overrides}) < 2:
-        known = ", ".join(path.stem for path in sorted((ROOT / "params").glob("*.yaml")))
-        raise ConfigError(f"expected the name of a study file, got {given}; known: {known}")
+        files = ", ".join(path.stem for path in sorted((ROOT / "params").glob("*.yaml")))
+        raise ConfigError(f"expected the name of a study file, got {given}; known: {files}")
     return Study(**merged(given, overrides))
 
 

@@ -72,7 +72,7 @@ class Store:
             found = self.client.get_experiment_by_name(name)
             place = f"{self.folder}/artifacts/{name}" if self.local else None
             try:
-                made = found or self.client.create_experiment(name, artifact_location=place)
+                made: Any = found or self.client.create_experiment(name, artifact_location=place)
             except MlflowException:  # another process made it in between
                 made = self.client.get_experiment_by_name(name)
             self._known[name] = getattr(made, "experiment_id", made)
@@ -102,6 +102,10 @@ class Store:
         """Return the finished run that holds this key's result, or None."""
         runs = self.search(query="attributes.status = 'FINISHED'", key=key)
         return runs[0] if runs else None
+
+    def held(self, key: str) -> Run:
+        """Return the finished run that holds this key's result; raise StoreError for none."""
+        return need(self.find(key), f"expected a finished run of {key}, got none", StoreError)
 
     @writing
     def start(

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +16,15 @@ CIFAR_STATS = ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))
 IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 PIXELS = ((0.0,), (1.0,))  # the identity: for what takes pixels as they are
 
+Module = TypeVar("Module", bound=nn.Module)
 Stats = tuple[Sequence[float], Sequence[float]]  # mean and spread, channel by channel
 
 
 class Normalise(nn.Module):
     """Map pixels in [0, 1] to zero mean and unit spread, channel by channel."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
@@ -152,7 +156,8 @@ class Capped(Cut):
     @property
     def linear(self) -> nn.Linear:
         """The last layer, a part of `top`."""
-        return self.top.get_submodule(self._last)
+        last: Any = self.top.get_submodule(self._last)
+        return last
 
     def head(self, features: Tensor) -> Tensor:
         """Return the logits (N, classes) of a feature map."""
@@ -185,7 +190,8 @@ class Architecture(Settings):
 
         if not callable(found):
             return super().adopt(path, found, values)
-        return Own(path=path, **values)
+        own: Any = Own(path=path, **values)
+        return own
 
 
 def batch_norms(model: nn.Module) -> Iterator[tuple[str, nn.modules.batchnorm._BatchNorm]]:
@@ -203,7 +209,7 @@ def convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
             yield name, module
 
 
-def clone(model: nn.Module) -> nn.Module:
+def clone(model: Module) -> Module:
     """Return an independent copy with every parameter trainable."""
     return copy.deepcopy(model).requires_grad_(True)
 
@@ -246,14 +252,14 @@ def normalised_convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d, 
         before = module
 
 
-def normalise_of(model: nn.Module) -> Normalise:
+def normalise_of(model: Any) -> Normalise:
     """Return a model's first layer; where it tells of none, it takes pixels: the identity."""
     if any(hasattr(model, name) for name in ("features_of", "logits_of")):
         return model.normalise
     return Normalise(*PIXELS).to(next(model.parameters()).device)
 
 
-def logits_of(model: nn.Module, normalised: Tensor) -> Tensor:
+def logits_of(model: Any, normalised: Tensor) -> Tensor:
     """Return the logits of what `normalise_of(model)` gave."""
     if hasattr(model, "logits_of"):
         return model.logits_of(normalised)
@@ -262,7 +268,7 @@ def logits_of(model: nn.Module, normalised: Tensor) -> Tensor:
     return model(normalised)
 
 
-def features_of(model: nn.Module, normalised: Tensor) -> Tensor:
+def features_of(model: Any, normalised: Tensor) -> Tensor:
     """Return the features of what `normalise_of(model)` gave."""
     own = hasattr(model, "features_of")
     return model.features_of(normalised) if own else model.features(normalised)

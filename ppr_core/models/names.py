@@ -36,7 +36,7 @@ def _published(model: nn.Module) -> dict[str, str]:
         return getattr(model, "published", {})
     names = {"fc.": "linear.", "classifier.": "linear.", "features.": "backbone."}
     stages = 0
-    for index, part in model.backbone.named_children():
+    for index, part in model.get_submodule("backbone").named_children():
         if isinstance(part, nn.Conv2d):
             names["conv1."] = f"backbone.{index}."
         elif isinstance(part, nn.BatchNorm2d):

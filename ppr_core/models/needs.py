@@ -1,7 +1,7 @@
 """What a method can need of a model, by name: lists show it, and a study refuses early."""
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -119,7 +119,7 @@ def _strides_on_one(bare: nn.Module, size: int) -> bool:
 
 
 @torch.no_grad()
-def need_true_cut(model: nn.Module, pixels: Tensor) -> None:
+def need_true_cut(model: Any, pixels: Tensor) -> None:
     """Raise ConfigError where head(features(x)) is not what the model says of x.
 
     torchvision and others give parts these names that do not fit together.

@@ -43,9 +43,8 @@ class Own(Architecture):
             isinstance(module, nn.Module),
             f"expected an nn.Module from {self.path}, got {type(module).__name__}",
         )
-        stats = (self.mean, self.std) if self.mean else PIXELS
-        given = {"size": self.size, "head": self.head, "num_classes": num_classes}
-        return wrap(module, stats=stats, **given)
+        stats = (self.mean, self.std) if self.mean and self.std else PIXELS
+        return wrap(module, stats=stats, size=self.size, head=self.head, num_classes=num_classes)
 
     def skeleton(self, num_classes: int) -> Network:
         """Return the classifier without memory, or with it where its code does not allow that."""

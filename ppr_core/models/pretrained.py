@@ -1,7 +1,6 @@
 """ImageNet weights, and the statistics that a study may normalise by."""
 
-from enum import Enum
-from typing import Self
+from typing import Any, Self
 
 import torch
 from pydantic import model_validator
@@ -36,7 +35,7 @@ def need_stats(mean: list[float] | None, std: list[float] | None) -> None:
     )
 
 
-def imagenet(weights: str, name: str) -> Enum:
+def imagenet(weights: str, name: str) -> Any:
     """Return torchvision's ImageNet weights (its first edition), once they can be had.
 
     Args:

@@ -41,7 +41,7 @@ class Vgg19(Statistics):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, 0, 0.01)
-            if isinstance(module, nn.Conv2d | nn.Linear):
+            if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         return _capped(backbone, nn.AdaptiveAvgPool2d(7), classifier, "6", self)
 
@@ -118,7 +118,7 @@ class VitB16(Statistics):
 
 
 def _capped(
-    backbone: nn.Module, pool: nn.Module, classifier: nn.Module, last: str, by: Statistics
+    backbone: nn.Module, pool: nn.Module, classifier: nn.Sequential, last: str, by: Statistics
 ) -> Capped:
     parts = [("pool", pool), ("classifier", classifier)]
     if not isinstance(classifier[1], nn.Flatten):  # which else stands behind its layer norm

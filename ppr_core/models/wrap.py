@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from ppr_core.errors import need
+from ppr_core.errors import ConfigError, need
 from ppr_core.models.base import PIXELS, Capped, Network, Stats
 
 STOPS = nn.modules.pooling._MaxPoolNd  # a map before it is no better than the one behind it
@@ -59,7 +59,8 @@ def wrap(
         return module
     module, mode = copy.deepcopy(module).eval(), module.training
     parameter = next(module.parameters(), None)
-    need(parameter is not None, f"expected a model with weights, got a {type(module).__name__}")
+    if parameter is None:
+        raise ConfigError(f"expected a model with weights, got a {type(module).__name__}")
     shape = (2, max(3, len(stats[0])), *2 * [size or side])
     drawn = torch.rand(shape, generator=torch.Generator().manual_seed(0), device="cpu")
     probe = drawn.to(parameter.device)

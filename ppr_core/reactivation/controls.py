@@ -45,8 +45,9 @@ class TargetedPgd(Settings):
             eps = budgets.repeat_interleave(len(images)).view(-1, 1, 1, 1)
             repeated = images.expand(shape).flatten(0, 1)
             labels = torch.full((len(repeated),), target, device=images.device)
-            budget = {"eps": eps, "step": -self.step * eps, "iterations": self.iterations}
-            return pgd(model, repeated, labels, **budget).view(shape)
+            count, step = self.iterations, -self.step * eps
+            found = pgd(model, repeated, labels, eps=eps, step=step, iterations=count)
+            return found.view(shape)
 
         return perturb
 

@@ -32,6 +32,9 @@ class Generator(nn.Module):
     Differs from the authors' code: it sees images at their own size, before a model resizes them.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, pixels: int, width: int, depth: int, mean: Tensor, std: Tensor) -> None:
         super().__init__()
         layers: list[nn.Module] = []
@@ -114,7 +117,7 @@ class Query(Method):
         data: ImageSet,
         *,
         rng: torch.Generator,
-        relearned: nn.Module,
+        retuned: nn.Module,
         surrogate: nn.Module,
         triggered: ImageSet,
     ) -> Outcome:
@@ -124,7 +127,7 @@ class Query(Method):
             model: purified (or clean, or EP).
             data: clean training images that the attacker draws from.
             rng: of the draws, the generator's first weights and the shuffles.
-            relearned: `model` after the retuning attack.
+            retuned: `model` after the retuning attack.
             surrogate: a model without the backdoor: clean or EP.
             triggered: stamped training images outside the target class, with their true labels.
 
@@ -150,7 +153,7 @@ class Query(Method):
             generator = Generator(pixels, self.width, self.depth, stats.mean, stats.std)
         generator.to(pool.device)
         with frozen(model, surrogate):
-            history = self._train(generator, model, surrogate, relearned, pool, fork(rng, "train"))
+            history = self._train(generator, model, surrogate, retuned, pool, fork(rng, "train"))
         tensors = {PREFIX + name: tensor for name, tensor in generator.state_dict().items()}
         return Outcome(model, history, {"samples": len(pool)}, tensors)
 
@@ -159,12 +162,12 @@ class Query(Method):
         generator: Generator,
         model: nn.Module,
         surrogate: nn.Module,
-        relearned: nn.Module,
+        retuned: nn.Module,
         pool: ImageSet,
         rng: torch.Generator,
     ) -> list[dict[str, float]]:
         # The teacher sees plain images that are never augmented, so it answers once for all.
-        answers = logits(relearned, pool.images)
+        answers = logits(retuned, pool.images)
 
         def loss(images: Tensor, numbers: Tensor) -> Tensor:
             moved = within(images, generator(images), self.eps)

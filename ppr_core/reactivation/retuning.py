@@ -75,6 +75,7 @@ class Retuning(Method):
         clean = draw(data, total - self.poisoned, fork(rng, "clean"))
         schedule = self.schedule
         if self.frozen:
-            clean = augmented(clean, schedule, rng=fork(rng, "augment"))
+            draws = fork(rng, "augment")
+            clean = augmented(clean, crop=schedule.crop, flip=schedule.flip, rng=draws)
             schedule = schedule.replace(crop=0, flip=False)
         return clean + draw(poisons, self.poisoned, fork(rng, "poisons")), schedule

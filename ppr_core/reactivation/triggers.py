@@ -96,8 +96,8 @@ class Universal(OptimisedTrigger):
 
         def gradient(closure: Callable[[], Tensor]) -> Tensor:
             value = closure()
-            value.backward()
-            shift.direction.grad.sign_()
+            (slope,) = torch.autograd.grad(value, shift.direction)
+            shift.direction.grad = slope.sign()
             return value.detach()
 
         with frozen(*sources):
@@ -161,7 +161,7 @@ class Square(OptimisedTrigger):
         lowest = self._loss(model, pixels, pool.labels, best)
         history: list[Record] = []
         for index in range(self.iterations):
-            tried = self._changed(best, index / self.iterations, rng)
+            tried = self._with_square(best, index / self.iterations, rng)
             loss = self._loss(model, pixels, pool.labels, tried)
             if loss < lowest:
                 best, lowest = tried, loss
@@ -171,7 +171,7 @@ class Square(OptimisedTrigger):
         info = {"queries": (self.iterations + 1) * len(pool), "samples": len(pool)}
         return Outcome(model, history, info, {"direction": best})
 
-    def _changed(self, direction: Tensor, done: float, rng: torch.Generator) -> Tensor:
+    def _with_square(self, direction: Tensor, done: float, rng: torch.Generator) -> Tensor:
         """Return a copy with one square set to the edge of the budget, channel by channel."""
         _, channels, height, width = direction.shape
         area = self.area / 2 ** sum(done >= share for share in HALVINGS)

@@ -48,7 +48,7 @@ def read(plan: Plan, file: str | Path) -> Evidence:
         DataError,
     )
     if CONTROL not in rows:
-        rows = rows.drop(columns=[name for name in rows if name.startswith(SCORES)])
+        rows = rows.drop(columns=[name for name in rows if str(name).startswith(SCORES)])
     return Evidence(with_settings(plan, rows))
 
 

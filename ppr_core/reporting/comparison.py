@@ -85,7 +85,7 @@ def _log_cell(plan: Plan, store: Store, row: pd.Series, logged: list[str]) -> st
         colour=row["colour"],
     )
     if "p_asr" in figures:
-        before = store.summary(store.find(row["last"])).history[:-1]
+        before = store.summary(store.held(row["last"])).history[:-1]
         for column, name in EPOCHS.items():  # the last value is the one that tables show
             course = [round(record[name], 2) for record in before]
             figures[column] = [*course, figures[column]]
@@ -126,7 +126,7 @@ def _chart(kind: str, **settings: Any) -> dict[str, Any]:
 # Name, filter of the runs, and what else the view sets. MLflow has no public way to save a view of
 # its run page: these are the tags that the page itself writes where a person shares one. A version
 # that cannot read them shows its default view; runs and metrics are logged by the public API.
-VIEWS = (
+VIEWS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("cells: every figure", CELLS, {}),
     (
         "cells: parallel coordinates",

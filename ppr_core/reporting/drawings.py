@@ -20,8 +20,8 @@ def chain(boxes: Sequence[tuple[str, str]], arrows: Sequence[str]) -> Figure:
         frame = {"boxstyle": "round,pad=0.6", "facecolor": colour, "edgecolor": "#5b6775"}
         axes.text(index, 0, text, ha="center", va="center", bbox=frame, fontsize=10)
     for index, text in enumerate(arrows):
-        ends = {"xy": (index + 0.7, 0), "xytext": (index + 0.3, 0)}
-        axes.annotate("", **ends, arrowprops={"arrowstyle": "->", "color": "#5b6775"})
+        arrow = {"arrowstyle": "->", "color": "#5b6775"}
+        axes.annotate("", xy=(index + 0.7, 0), xytext=(index + 0.3, 0), arrowprops=arrow)
         axes.text(index + 0.5, 0.45, text, ha="center", va="bottom", fontsize=9, color="#5b6775")
     axes.set(xlim=(-0.5, len(boxes) - 0.5), ylim=(-1, 1.2))
     axes.axis("off")

@@ -16,6 +16,7 @@ BASELINES = ["anp_oracle", "ibau", "ft_sam", "fst", "bti"]
 HONEST = {"anp": "anp_oracle"}  # stands in where the paper's own was not measured, and says so
 SETTING = ["dataset", "model", "poison_rate"]
 CELL = [*SETTING, "attack", "defense"]
+Place = tuple[str | float | None, ...]  # dataset, model, poison rate
 FRAMES = ("queries", "transfers", "paths", "histories")
 CONFIDENCE = 0.95
 
@@ -108,7 +109,7 @@ class Scope:
         own: beginnings of what is the claim's own in `scale`, such as its number of RA samples.
     """
 
-    settings: tuple[tuple[str | None, ...], ...] = ()
+    settings: tuple[Place, ...] = ()
     must: Mapping[str, Any] = field(default_factory=dict)
     own: tuple[str, ...] = ()
 
@@ -146,12 +147,12 @@ class Scope:
         found = [self._place(row) is not None for row in rows[SETTING].itertuples(index=False)]
         return np.array(found, dtype=bool)
 
-    def missing(self, rows: pd.DataFrame) -> list[tuple[str | None, ...]]:
+    def missing(self, rows: pd.DataFrame) -> list[Place]:
         """Return the settings of the claim that these rows do not have."""
         there = {self._place(row) for row in rows[SETTING].itertuples(index=False)}
         return [setting for setting in self.settings if setting not in there]
 
-    def _place(self, row: Sequence[Any]) -> tuple[str | None, ...] | None:
+    def _place(self, row: Sequence[Any]) -> Place | None:
         for setting in self.settings:
             if all(a is None or a == b for a, b in zip(setting, row, strict=True)):
                 return setting
@@ -193,9 +194,9 @@ class Span:
     seeds: int = 1
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Span":
+    def of(cls, seeds: Sequence[float] | pd.Series) -> "Span":
         """Return the span of one value a seed, by Student's t."""
-        values = np.asarray(values, dtype=float)
+        values = np.asarray(seeds, dtype=float)
         mean = float(values.mean())
         if len(values) < 2:
             return cls(mean)

@@ -1,6 +1,5 @@
 """The paper's numbers, beside those of our own runs."""
 
-from collections.abc import Mapping
 from importlib import resources
 
 import pandas as pd
@@ -122,10 +121,3 @@ def _averaged(long: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
     means = means[means["have"] == means["wanted"]] if len(means) else means
     beside = averages().merge(means, on=keys)
     return _over_seeds(beside, ["table", *MEANINGS, "rho", "figure", "paper", "scale"])
-
-
-def covered(rows: pd.DataFrame) -> Mapping[int, tuple[int, int]]:
-    """Return of each table how many of its numbers the rows have, and how many it prints."""
-    all_ = pd.concat([numbers(), averages()]).groupby("table").size()
-    here = compare(rows).groupby("table").size()
-    return {int(table): (int(here.get(table, 0)), int(count)) for table, count in all_.items()}

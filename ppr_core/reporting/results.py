@@ -62,7 +62,7 @@ def _row(plan: Plan, store: Store, cell: Cell) -> dict[str, Any]:
         "model": plan.study.model["name"] + ("" if pretrained else " from scratch"),
         "poison_rate": attack.poison_rate if attack else 0.0,
         **_about(plan, cell),
-        "ra_poisons": plan.measures["retuning"][cell.attack].poisoned if attack else None,
+        "ra_poisons": plan.retuning(cell.attack).poisoned if attack else None,
         "oracle": plan.oracle(cell),
         "privileges": method.privileges if method else "",
     }
@@ -74,8 +74,9 @@ def _row(plan: Plan, store: Store, cell: Cell) -> dict[str, Any]:
         row |= {"o_c_acc": run.data.metrics["c_acc"], "o_asr": run.data.metrics.get("asr")}
     for label, stage in plan.measured(cell).items():
         found = store.find(stage.key)
-        for column in plan.classes()[label].columns if found else ():
-            row[column.name] = found.data.metrics.get(column.metric)
+        if found:
+            columns = plan.classes()[label].columns
+            row |= {column.name: found.data.metrics.get(column.metric) for column in columns}
     return {**row, "seconds": _seconds(source, store, cell), "status": "done"}
 
 
@@ -89,7 +90,7 @@ def _about(plan: Plan, cell: Cell) -> dict[str, Any]:
 def _seconds(source: Stage, store: Store, cell: Cell) -> float | None:
     """Return what a model took, with all of the inversion that it may share with others."""
     if source.kind != "purified":  # the clean model is not the cost of a row beside an attack's
-        return None if cell.defense == CLEAN else store.find(source.key).data.metrics["seconds"]
+        return None if cell.defense == CLEAN else store.held(source.key).data.metrics["seconds"]
     if source.file is not None:
         return None
     parts = [stage for stage in (source, source.parent("inverted")) if stage]
@@ -162,7 +163,8 @@ def query_findings(rows: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
     lines = []
     honest = rows[rows["q_p_asr"].notna() & ~rows["oracle"].astype(bool)]
     for attack, group in honest.groupby("attack", sort=False):
-        mean = group[[name for name in group if name == "o_asr" or name.startswith("q_")]].mean()
+        figures = [name for name in map(str, group) if name == "o_asr" or name.startswith("q_")]
+        mean = group[figures].mean()
         lines.append(
             f"{attack}, purified models: QRA moves the mean ASR from {mean['o_asr']:.1f} to "
             f"{mean['q_p_asr']:.1f}; {mean['q_c_asr']:.1f} % of clean images follow."

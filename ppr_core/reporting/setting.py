@@ -8,7 +8,7 @@ import pandas as pd
 from ppr_core.data import DATASETS
 from ppr_core.defenses import Defense, Pam
 from ppr_core.lab.graph import NO_ATTACK
-from ppr_core.lab.plan import RA, Plan
+from ppr_core.lab.plan import Plan
 from ppr_core.models import MODELS
 from ppr_core.reactivation.retuning import PAPER_COUNTS
 
@@ -74,7 +74,8 @@ def setting_columns(
         "epochs": method.training.epochs,
         "drawn": isinstance(plan.setting.dataset, DATASETS[DRAWN]),
     }
-    if retuning := plan.measures[RA].get(attack):
+    if attack in plan.attacks:
+        retuning = plan.retuning(attack)
         schedule = retuning.schedule
         given |= {"ra_share": retuning.share, "ra_epochs": schedule.epochs, "ra_lr": schedule.lr}
     parts = [*_budget(plan, method), *_protocol(plan, attack), *_published(plan, defense, rho)]
@@ -131,7 +132,7 @@ def _protocol(plan: Plan, attack: str) -> list[str]:
         found.append(f"model {model}")
     if attack == NO_ATTACK:
         return found
-    rate, retuning = plan.attacks[attack].poison_rate, plan.measures[RA][attack]
+    rate, retuning = plan.attacks[attack].poison_rate, plan.retuning(attack)
     rates = (0.05,) if name in PRETRAINED else RATES
     if rate not in rates:
         found.append(f"poison rate {rate:g}")

@@ -15,6 +15,7 @@ the idea, and prove nothing; the steps are the package's own `path_gradient` and
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import matplotlib.pyplot as plt
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ppr_core.defenses.pam import path_gradient
-from ppr_core.defenses.parts.sharpness import sam_gradient
+from ppr_core.defenses.parts.sharpness import gradients_of, sam_gradient
 from ppr_core.training.fit import Gradient, plain_gradient
 
 EDGE = 1.0  # how far the backdoor's basin reaches from W0
@@ -111,9 +112,9 @@ def _walk(
     points = [weights.detach().clone()]
     for step in range(steps):
         weights.grad = None
-        gradient(lambda noise=NOISE * (-1) ** step: loss(weights, noise))
+        gradient(partial(loss, weights, NOISE * (-1) ** step))
         with torch.no_grad():
-            weights.sub_(rate * weights.grad)
+            weights.sub_(rate * gradients_of([weights])[0])
         points.append(weights.detach().clone())
     return torch.stack(points)
 

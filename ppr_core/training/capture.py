@@ -5,6 +5,7 @@ import functools
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -151,7 +152,7 @@ def _captured(
         # Other threads may go on: only this one must not do what cannot be captured. torch would
         # capture on a stream of its own, one for all graphs: they would share the scratch memory
         # that cuBLAS has for a stream, and the first to be freed would take it from the others.
-        place = {"stream": stream, "capture_error_mode": "thread_local"}
+        place: dict[str, Any] = {"stream": stream, "capture_error_mode": "thread_local"}
         with _capturing, torch.cuda.graph(graph, **place):
             value = work()
     finally:

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -74,10 +74,10 @@ def make_optimizer(parameters: Iterable[Tensor], schedule: Schedule) -> torch.op
     need(parameters, "expected at least one trainable parameter, got none")
     cuda = parameters[0].is_cuda
     lr = torch.tensor(schedule.lr, device=parameters[0].device) if cuda else schedule.lr
-    common = {"lr": lr, "weight_decay": schedule.weight_decay, "fused": cuda or None}
+    decay = schedule.weight_decay
+    common: dict[str, Any] = {"lr": lr, "weight_decay": decay, "fused": cuda or None}
     if schedule.optimizer == "adam":
-        extra = {"amsgrad": schedule.amsgrad, "capturable": cuda}
-        return torch.optim.Adam(parameters, **common, **extra)
+        return torch.optim.Adam(parameters, **common, amsgrad=schedule.amsgrad, capturable=cuda)
     return torch.optim.SGD(parameters, momentum=schedule.momentum, **common)
 
 
@@ -172,7 +172,7 @@ def fit(
         model.train(train_mode)
         clock, summed = time.perf_counter(), torch.zeros((), device=data.device)
         budget = min(per_epoch, total - epoch * per_epoch)
-        shuffled = picks(data, schedule, rng=rng, augment=augment)
+        shuffled = picks(data, schedule.batch_size, rng=rng, augment=augment)
         for index, picked in enumerate(islice(shuffled, budget), epoch * per_epoch):
             batch = picked if within else load(*picked)
             summed += step(batch, schedule.rate(index, per_epoch, total))

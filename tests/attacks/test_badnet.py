@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from ppr_core.attacks import BadNet
-from ppr_core.data.images import Augment, batches
+from ppr_core.data.images import Augment
 from ppr_core.errors import ConfigError
 from ppr_core.training.fit import Schedule
-from tests.conftest import tiny_set
+from tests.conftest import batches, tiny_set
 
 GRID = torch.tensor([[255, 1, 255], [1, 255, 1], [255, 1, 255]], dtype=torch.uint8)
 

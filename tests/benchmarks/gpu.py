@@ -145,7 +145,7 @@ def methods(bench):
     search = {"pretrain": tuning, "generate": tuning, "decouple": {"steps": 20 * epochs}}
     search |= {} if bench.cuda else {"width": 4}
     poisons = triggered(data, trigger, 0)
-    rest = {"relearned": clone(model), "surrogate": clone(model), "triggered": poisons}
+    rest = {"retuned": clone(model), "surrogate": clone(model), "triggered": poisons}
     pair = [snapshot(bench.model(seed=seed)) for seed in (0, 1)]
     share = {"share": 1.0, "poisoned": 5, "schedule": tuning}
     asked = {"clean": reserve // 4, "poisoned": reserve // 4, "schedule": tuning}

@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from ppr_core.data.images import batches, to_uint8
+from ppr_core.data.images import to_uint8
 from ppr_core.defenses import ep
 from ppr_core.defenses.ep import ExactPurification, mark
 from ppr_core.errors import DataError
 from ppr_core.metrics import attack_success_rate, clean_accuracy, triggered
 from ppr_core.training.fit import Schedule, fit
-from tests.conftest import tiny_model, tiny_set
+from tests.conftest import batches, tiny_model, tiny_set
 
 PLAIN = {"epochs": 1, "batch_size": 16, "crop": 0, "flip": False}
 LEVEL = {"test": 255, "train": 200}

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ppr_core.data.images import batches, to_float
+from ppr_core.data.images import to_float
 from ppr_core.defenses import Bti, BtiSam, Mesa, NeuralCleanse, Pam
 from ppr_core.defenses.parts.unlearning import triggered_first
 from ppr_core.defenses.sources import decoupling, inversion
@@ -26,7 +26,7 @@ from ppr_core.models.activations import soft_mask
 from ppr_core.models.base import clone
 from ppr_core.runtime import session
 from ppr_core.training.fit import Schedule, make_optimizer
-from tests.conftest import shrink, tiny_model, tiny_set
+from tests.conftest import batches, shrink, tiny_model, tiny_set
 
 ADAM = Schedule(steps=3, batch_size=16, optimizer="adam", lr=1e-2)
 SMALL = Inversion(width=2, pretrain=ADAM, decouple=ADAM, generate=ADAM)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from ppr_core.data.images import to_float
 from ppr_core.defenses import Ft, Nad
-from ppr_core.defenses.nad import TUNING, attention, stages
+from ppr_core.defenses.nad import TUNING, attention, blocks
 from ppr_core.errors import ConfigError
 from ppr_core.method import fork
 from ppr_core.models import build
@@ -26,16 +26,16 @@ def test_attention_by_hand():
 
 
 def test_attention_after_pooling_is_one_everywhere_and_has_no_weight():
-    """What BackdoorBench counts as the last stage: (9 + 16) / (25 + 1e-6), whatever the maps."""
+    """What BackdoorBench counts as the last block: (9 + 16) / (25 + 1e-6), whatever the maps."""
     pooled = torch.tensor([3.0, 4.0, 0.5, 0.1]).view(2, 2, 1, 1)
     torch.testing.assert_close(attention(pooled), torch.ones(2, 1, 1), rtol=0, atol=1e-5)
     assert Nad().betas == [500, 1000, 1000]
 
 
-def test_stages_are_the_blocks_of_the_backbone(model):
-    assert [name for name, _ in stages(model)] == ["3", "4", "5", "6"]
+def test_blocks_are_the_parts_of_the_backbone_made_of_parts(model):
+    assert [name for name, _ in blocks(model)] == ["3", "4", "5", "6"]
     dense = build({"name": "densenet161", "width": 2}, 4, seed=0)
-    assert [name for name, _ in stages(dense)][-3:] == ["denseblock3", "transition3", "denseblock4"]
+    assert [name for name, _ in blocks(dense)][-3:] == ["denseblock3", "transition3", "denseblock4"]
 
 
 def test_one_step_descends_the_loss_of_the_paper(model, data, rng):
@@ -69,8 +69,8 @@ def test_without_weights_it_is_plain_tuning(model, data, rng):
     assert not any(module._forward_hooks for module in got.model.modules())
 
 
-def test_a_model_of_too_few_stages_is_refused(model, data, rng):
-    with pytest.raises(ConfigError, match="expected a backbone of at least 5 stages, got 4"):
+def test_a_model_of_too_few_blocks_is_refused(model, data, rng):
+    with pytest.raises(ConfigError, match="expected a backbone of at least 5 blocks, got 4"):
         Nad(betas=[1.0] * 5)(model, data, rng=rng)
     with pytest.raises(ConfigError, match="expected a model with backbone"):
         Nad()(nn.Sequential(nn.Flatten(), nn.Linear(768, 4)), data, rng=rng)

@@ -388,7 +388,13 @@ def test_another_source_plugs_in_by_one_argument(model, data, rng):
     ("settings", "message"),
     [
         ({"inversion": "guess"}, "unknown trigger source: 'guess'"),
-        ({"inversion": {"name": "bti", "widht": 8}}, "unknown setting: 'widht'"),
+        ({"inversion": {"name": "bti", "widht": 8}}, "Pam.inversion: unknown setting: 'widht'"),
+        ({"inversion": {"name": "mesa", "size": 0}}, "Pam.inversion.size: expected greater"),
+        ({"inversion": {"width": 0}}, "Pam.inversion.width: expected greater"),
+        (
+            {"inversion": {"name": "mesa", "schedule": {"lr": -1.0}}},
+            "Pam.inversion.schedule.lr: expected greater",
+        ),
         ({"rho_grid": [-0.1]}, "greater than or equal to 0"),
         ({"reversed_share": 1.5}, "less than or equal to 1"),
         ({"bn": "off"}, "track_probe"),

@@ -96,6 +96,36 @@ def test_every_measure_of_a_study(measured):
     }, "oracles neither lend nor borrow a perturbation"
 
 
+def test_no_two_measures_of_a_model_return_the_same_tensors(measured):
+    """One that resumed, or read, what belongs to another would return that one's tensors."""
+    plan, store = measured
+    lab = Lab(store)
+    for cell in plan.cells():
+        found = {}
+        for stage in plan.measured(cell).values():
+            tensors = sorted(lab.result(stage).tensors.items())
+            # Each direction of the optimised triggers is a search of its own.
+            parts = [[pair] for pair in tensors] if stage.kind == "triggers" else [tensors]
+            for part in filter(None, parts):
+                name = f"{stage.name} {part[0][0] if stage.kind == 'triggers' else ''}"
+                content = b"".join(tensor.numpy().tobytes() for _, tensor in part)
+                assert found.setdefault(content, name) == name, cell
+        if cell.attacked and cell.variant is None:
+            assert len(found) >= 6, cell  # RA, RA without poisons, a control, three triggers
+
+
+def test_reactivation_reads_the_poisons_that_the_victim_was_trained_on(measured):
+    plan, store = measured
+    lab, cell = Lab(store), Cell("badnet", "ft", 0)
+    victim, images = plan.backdoored(cell), plan.images.train
+    drawn = lab.result(victim).tensors["poison_indices"]
+    poisons = lab.poisons(plan.retuned(cell), any_class=True)
+    assert torch.equal(poisons.images, lab.trigger(victim)(images.subset(drawn).images))
+    lab.result(victim).tensors["poison_indices"] = drawn[:3]
+    assert len(lab.poisons(plan.retuned(cell), any_class=True)) == 3, "nothing is drawn again"
+    assert len(lab.query_images(plan.taken("query", cell))) <= 3
+
+
 def test_paths_start_and_end_where_they_say(measured):
     plan, store = measured
     points = results.paths(plan, store)

@@ -49,7 +49,7 @@ def test_reactivations_and_paths_need_no_parts(network):
     assert not torch.equal(snapshot(retuned).popitem()[1], snapshot(one).popitem()[1])
     query = Query(clean=8, poisoned=8, width=8, schedule={"epochs": 1, "batch_size": 8})
     stamped = data.subset(data.labels != 0)
-    given = {"relearned": retuned, "surrogate": two, "triggered": stamped}
+    given = {"retuned": retuned, "surrogate": two, "triggered": stamped}
     found = query(one, data, rng=rng(), **given).tensors
     assert all(tensor.isfinite().all() for tensor in found.values())
     line = path(one, snapshot(one), snapshot(retuned), test=data, stamped=marked, points=3)

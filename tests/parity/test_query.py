@@ -25,13 +25,13 @@ def test_qra(form, model, data):
     name, alpha, weights = FORMS[form]
     triggered = data.subset(data.labels != 0)
     triggered = triggered.with_images(triggered.images.flip(-1))
-    relearned, surrogate = plain.classifier(seed=1), plain.classifier(seed=2)
+    retuned, surrogate = plain.classifier(seed=1), plain.classifier(seed=2)
     method = Query(
         form=name, alpha=alpha, clean=15, poisoned=10, width=7, schedule={"batch_size": 25}
     )
 
     def run(epochs):
-        named = {"relearned": relearned, "surrogate": surrogate, "triggered": triggered}
+        named = {"retuned": retuned, "surrogate": surrogate, "triggered": triggered}
         query = method.replace(schedule={"epochs": epochs})
         return query(model, data, rng=torch.Generator(), **named).tensors
 
@@ -41,7 +41,7 @@ def test_qra(form, model, data):
     assert len(layers) == 4
     x = plain.pixels(torch.cat([data.images, triggered.images]))
     labels = torch.cat([data.labels, triggered.labels])
-    purified, taught, judge = (state(m) for m in (model, relearned, surrogate))
+    purified, taught, judge = (state(m) for m in (model, retuned, surrogate))
     teacher = logits(taught, x, training=False).detach().softmax(1)
     sgd = Sgd(lr=0.1, momentum=0.9)
     for _ in range(2):

@@ -26,13 +26,13 @@ def stamped(count=16):
     return data.with_images(images)
 
 
-def run(method=FAST, model=None, relearned=None, surrogate=None, seed=0):
-    model, relearned = model or tiny_model(seed=1), relearned or tiny_model(seed=2)
+def run(method=FAST, model=None, retuned=None, surrogate=None, seed=0):
+    model, retuned = model or tiny_model(seed=1), retuned or tiny_model(seed=2)
     return method(
         model,
         tiny_set(),
         rng=torch.Generator().manual_seed(seed),
-        relearned=relearned,
+        retuned=retuned,
         surrogate=surrogate or tiny_model(seed=3),
         triggered=stamped(),
     )
@@ -116,14 +116,14 @@ def test_perturbations_stay_within_the_budget_in_training_and_in_evaluation():
 
 def test_no_budget_leaves_the_plain_divergence():
     """eps = 0: the loss is KL(retuned || purified) on the plain images, and constant."""
-    model, relearned = tiny_model(seed=1).eval(), tiny_model(seed=2).eval()
+    model, retuned = tiny_model(seed=1).eval(), tiny_model(seed=2).eval()
     method = FAST.replace(eps=0.0, form="paper", alpha=0.0, schedule={"batch_size": 64})
     with session(precision="fp32"):
-        losses = [record["loss"] for record in run(method, model, relearned).history]
+        losses = [record["loss"] for record in run(method, model, retuned).history]
         pool = caught_pool(method)
         with torch.no_grad():
             images = to_float(pool.images)
-            student, teacher = model(images), relearned(images)
+            student, teacher = model(images), retuned(images)
         weights = teacher.softmax(1)
         expected = (weights * (weights.log() - student.log_softmax(1))).sum(1).mean()
     assert losses == pytest.approx([float(expected)] * 3, rel=1e-4)
@@ -137,7 +137,7 @@ def caught_pool(method):
     """The pool that QRA trains on."""
     caught = {}
 
-    def catch(generator, model, surrogate, relearned, pool, rng):
+    def catch(generator, model, surrogate, retuned, pool, rng):
         caught["pool"] = pool
         return []
 
@@ -173,7 +173,7 @@ def test_images_are_never_augmented_and_the_teacher_matches_its_image(monkeypatc
         ),
     )
     with session(precision="fp32"):
-        run(FAST.replace(eps=0.0, schedule={"crop": 4, "flip": True}), model, relearned=model)
+        run(FAST.replace(eps=0.0, schedule={"crop": 4, "flip": True}), model, retuned=model)
     for student, teacher, labels in seen:
         assert torch.allclose(student, teacher, atol=1e-5)
         assert labels.dtype == torch.int64 and labels.max() < 4
@@ -232,11 +232,11 @@ class Bright(nn.Module):
 
 def test_it_carries_the_retuned_answers_over():
     """The retuned model finds 0 where the purified one needs brighter images: QRA brightens."""
-    purified, relearned = Bright(0.45), Bright(0.1)
+    purified, retuned = Bright(0.45), Bright(0.1)
     schedule = {"epochs": 15, "lr": 0.05}
     method = FAST.replace(form="paper", alpha=0.0, eps=0.3, width=32, clean=24, schedule=schedule)
     with session(precision="fp32"):
-        outcome = run(method, purified, relearned, Bright(0.3))
+        outcome = run(method, purified, retuned, Bright(0.3))
         perturb = along(generator_of(outcome.tensors))
         unseen = aimed(tiny_set(40, seed=9), 0)
         rates = success_rates({"purified": purified}, unseen, perturb, [0, 0.3])["purified"]
@@ -246,7 +246,7 @@ def test_it_carries_the_retuned_answers_over():
 
 def test_the_surrogate_holds_it_back():
     """Where the surrogate is the purified model itself, waking it would make its answers wrong."""
-    purified, relearned, truth = Bright(0.45), Bright(0.1), Bright(0.45)
+    purified, retuned, truth = Bright(0.45), Bright(0.1), Bright(0.45)
     data = tiny_set(48).with_labels(torch.ones(48, dtype=torch.int64))
     schedule = {"epochs": 15, "lr": 0.05}
     method = FAST.replace(eps=0.3, width=32, clean=24, poisoned=0, schedule=schedule)
@@ -255,7 +255,7 @@ def test_the_surrogate_holds_it_back():
             purified,
             data,
             rng=torch.Generator().manual_seed(0),
-            relearned=relearned,
+            retuned=retuned,
             surrogate=truth,
             triggered=data,
         )

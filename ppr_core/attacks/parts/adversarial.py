@@ -1,6 +1,6 @@
 """Adversarial examples, and models trained to resist them."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +98,7 @@ def fit_robust(
 
     def attacked(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         share, iterations = ADVERSARIES[adversary]
-        budget = {"eps": eps, "step": share * eps, "iterations": iterations}
+        budget: dict[str, Any] = {"eps": eps, "step": share * eps, "iterations": iterations}
         # The loop's own stream, so that a resumed training draws what it would have drawn.
         return pgd(model, images, labels, **budget, rng=rng), labels
 

@@ -1,7 +1,7 @@
 """Unlearn the clean task by gradient ascent; what RNP and TSBD begin with."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,13 +48,13 @@ def forget(
         return -F.cross_entropy(logits, labels)
 
     optimizer, history = make_optimizer(model.parameters(), schedule), []
-    hooks = {"loss": loss, "optimizer": optimizer, "gradient": _clipped(model, clip)}
+    hooks: dict[str, Any] = {"loss": loss, "gradient": _clipped(model, clip)}
     for number, epoch in enumerate(schedule.epoch_by_epoch(len(data)), 1):
         late = decay_epoch is not None and number > decay_epoch
         epoch = epoch.replace(lr=schedule.lr * (0.1 if late else 1.0))
         hits.zero_()
-        (record,) = fit(model, data, epoch, rng=rng, **hooks)
-        seen = min(epoch.steps * epoch.batch_size, len(data))
+        (record,) = fit(model, data, epoch, rng=rng, optimizer=optimizer, **hooks)
+        seen = min(epoch.total_steps(len(data)) * epoch.batch_size, len(data))
         accuracy = 100 * float(hits) / seen if judged == "training" else clean_accuracy(model, data)
         history.append({"epoch": number, "loss": -record["loss"], "accuracy": accuracy})
         if accuracy <= floor:

@@ -43,7 +43,7 @@ class Masks:
     @contextlib.contextmanager
     def on(self, model: nn.Module) -> Iterator[None]:
         """Put the masks on a model whose own weights are fixed meanwhile; then take them off."""
-        layers = {name: model.get_submodule(name) for name in self.names}
+        layers = dict(_maskable(model))
         stops = torch.tensor(self.sizes).cumsum(0).tolist()
         flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         model.requires_grad_(False)
@@ -107,11 +107,11 @@ def prune(model: nn.Module, masks: Mapping[str, Tensor], threshold: float) -> in
         masks: one tensor a batch-norm layer, by the layer's name.
         threshold: in [0, 1]; below 0 nothing is pruned.
     """
-    count = 0
+    count, layers = 0, dict(_maskable(model))
     with torch.no_grad():
         for name, mask in masks.items():
-            weak = mask.to(model.get_submodule(name).weight.device) <= threshold
-            model.get_submodule(name).weight[weak] = 0
+            weak = mask.to(layers[name].weight.device) <= threshold
+            layers[name].weight[weak] = 0
             count += int(weak.sum())
     return count
 
@@ -177,7 +177,7 @@ class MaskPruning(Defense):
         """Prune at the threshold that the rule chooses."""
         judge = self._judge(validation, score)
         masks = dict(state or self.prepare(model, data, rng=rng))
-        tau, info = self.tau, {}
+        tau, info = self.tau, dict[str, Any]()
         if judge:
             rows = try_thresholds(model, masks, self.tau_grid, judge)
             tau, info = self._choose(rows), {"sweep": rows}
@@ -192,10 +192,9 @@ class MaskPruning(Defense):
         if self.select == "fixed":
             return None
         if self.oracle:
-            need(score, "expected score= for select: oracle_asr, got none; set another rule")
-            return score
-        need_validation(validation, "tau", "select: fixed")
-        return lambda model: {"val_c_acc": clean_accuracy(model, validation)}
+            return need(score, "expected score= for select: oracle_asr, got none; set another rule")
+        held = need_validation(validation, "tau", "select: fixed")
+        return lambda model: {"val_c_acc": clean_accuracy(model, held)}
 
     def _choose(self, rows: list[Record]) -> float:
         """Return the threshold of the best row; the first one prunes nothing."""

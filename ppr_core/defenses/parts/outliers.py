@@ -11,6 +11,7 @@ from ppr_core.data.images import ImageSet
 from ppr_core.defenses.base import Defense
 from ppr_core.defenses.parts.selection import strongest
 from ppr_core.method import Outcome, fork
+from ppr_core.models.base import batch_norms
 
 
 class OutlierPruning(Defense):
@@ -68,9 +69,9 @@ def silence(model: nn.Module, scores: Mapping[str, Tensor], u: float) -> int:
         scores: one tensor a batch-norm layer, by the layer's name.
         u: in (unbiased) standard deviations of the layer's scores.
     """
-    count = 0
+    count, layers = 0, dict(batch_norms(model))
     for name, score in scores.items():
-        layer = model.get_submodule(name)
+        layer = layers[name]
         outliers = score > score.mean() + u * score.std()
         layer.weight[outliers] = 0
         layer.bias[outliers] = 0

@@ -13,9 +13,9 @@ from ppr_core.weights import snapshot
 Result = TypeVar("Result")
 
 
-def need_validation(validation: ImageSet | None, name: str, mend: str) -> None:
-    """Raise DataError unless there are held-out images to choose a setting by."""
-    need(
+def need_validation(validation: ImageSet | None, name: str, mend: str) -> ImageSet:
+    """Return the held-out images to choose a setting by; raise DataError where there are none."""
+    return need(
         validation,
         f"expected validation images to choose {name} by, got none; hold out a share of the "
         f"reserve, or set {mend}",
@@ -51,7 +51,7 @@ def strongest(
     Raises:
         DataError: there are no validation images.
     """
-    need_validation(validation, name, f"{name} and an empty {name}_grid")
+    validation = need_validation(validation, name, f"{name} and an empty {name}_grid")
     if floor is None:
         floor = clean_accuracy(model, validation) - drop
     start, warnings = snapshot(model), {}

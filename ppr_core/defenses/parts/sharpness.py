@@ -25,14 +25,19 @@ def ascent(
         adaptive: scale the move by the weights, so that it does not depend on their scale.
         per_tensor: move every tensor by rho, each along its own gradient.
     """
-    gradients = [p.grad for p in parameters]
+    gradients, weights = gradients_of(parameters), [p.detach() for p in parameters]
     if per_tensor:
         return [scaled_to([gradient], rho)[0] for gradient in gradients]
     if not adaptive:
         return scaled_to(gradients, rho)
-    scaled = torch._foreach_mul(gradients, [p.detach() for p in parameters])
+    scaled = torch._foreach_mul(gradients, weights)
     factor = rho / (norm(scaled) + 1e-12)
-    return torch._foreach_mul(torch._foreach_mul(scaled, [p.detach() for p in parameters]), factor)
+    return list(torch._foreach_mul(torch._foreach_mul(scaled, weights), factor))
+
+
+def gradients_of(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """Return the gradients of the parameters that have one."""
+    return [p.grad for p in parameters if p.grad is not None]
 
 
 def sam_gradient(
@@ -64,14 +69,14 @@ def sam_gradient(
         value.backward()
         reached = [p for p in trained if p.grad is not None]
         move = ascent(reached, rho, adaptive=adaptive, per_tensor=per_tensor)
-        here = [p.grad for p in reached]
+        here = gradients_of(reached)
         for parameter in reached:
             parameter.grad = None
         with moved(reached, move), frozen_statistics(freeze_bn_model):
             loss().backward()
         if share < 1:
-            for parameter, slope in zip(reached, here, strict=True):
-                parameter.grad = torch.lerp(slope, parameter.grad, share)
+            for p, slope, there in zip(reached, here, gradients_of(reached), strict=True):
+                p.grad = torch.lerp(slope, there, share)
         return value.detach()
 
     return gradient

@@ -7,7 +7,7 @@ import torch
 from pydantic import SerializeAsAny, model_validator
 from torch import Tensor, nn
 
-from ppr_core.config import Field, from_registry
+from ppr_core.config import Field, SettingsError, from_registry
 from ppr_core.data.images import ImageSet
 from ppr_core.defenses.base import Defense
 from ppr_core.defenses.parts.selection import strongest
@@ -18,7 +18,7 @@ from ppr_core.defenses.sources.patches import PatchDistribution
 from ppr_core.defenses.sources.residual import ResidualInversion
 from ppr_core.method import Outcome, fork
 from ppr_core.metrics import clean_accuracy
-from ppr_core.runtime import autocast
+from ppr_core.runtime import Record, autocast
 from ppr_core.training.fit import Schedule, fit, make_optimizer
 
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -56,7 +56,11 @@ class Unlearning(Defense):
         if isinstance(values, Mapping):
             wanted = values.get("inversion")
             if isinstance(wanted, str) or (isinstance(wanted, Mapping) and "name" in wanted):
-                return {**values, "inversion": from_registry(SOURCES, wanted, "trigger source")}
+                try:
+                    source = from_registry(SOURCES, wanted, "trigger source")
+                except SettingsError as error:
+                    raise error.inside(cls.__name__, "inversion") from None
+                return {**values, "inversion": source}
         return values
 
     @property
@@ -115,9 +119,10 @@ class Unlearning(Defense):
             return triggered_first(images, reverse, self.reversed_share), labels
 
         optimizer = make_optimizer(model.parameters(), self.tuning)
-        hooks = {"capturable": self.inversion.capturable}
+        hooks: dict[str, Any] = {"capturable": self.inversion.capturable}
         hooks |= self.hooks(model, mix, fork(rng, "hooks"))
-        history, done = [], 0
+        history: list[Record] = []
+        done = 0
         for number in range(1, self.rounds + 1):
             if number > 1:
                 again = fork(rng, "invert", number)
@@ -135,7 +140,7 @@ class Unlearning(Defense):
             info["val_c_acc"] = clean_accuracy(model, validation)
         return Outcome(model, history, info)
 
-    def hooks(self, model: nn.Module, mix: Mix, rng: torch.Generator) -> dict[str, Any]:
+    def hooks(self, model: Any, mix: Mix, rng: torch.Generator) -> dict[str, Any]:
         """Return the arguments of `fit` that make its steps this defense's.
 
         Plainly: the cross-entropy of batches in which a share of the images is triggered.
@@ -193,7 +198,7 @@ class Stepping(Unlearning):
         trigger: Change | None = None,
     ) -> Outcome:
         """Invert and tune, with the largest rho that clean accuracy allows."""
-        given = {"rng": rng, "validation": validation, "trigger": trigger}
+        given: dict[str, Any] = {"rng": rng, "validation": validation, "trigger": trigger}
         if not self.rho_grid:
             return super().run(model, data, state=state, **given)
         state = state or self.prepare(model, data, rng=fork(rng, "prepare"))

@@ -82,5 +82,6 @@ class RealTrigger(TriggerSource):
         Raises:
             ConfigError: the stamp was not handed over.
         """
-        need(stamp, "expected trigger=, the attacker's stamp, got none; this source is an oracle")
-        return lambda pixels: to_float(stamp(to_uint8(pixels)))
+        missing = "expected trigger=, the attacker's stamp, got none; this source is an oracle"
+        real = need(stamp, missing)
+        return lambda pixels: to_float(real(to_uint8(pixels)))

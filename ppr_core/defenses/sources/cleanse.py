@@ -66,9 +66,8 @@ class Cleanse(TriggerSource):
         labels = state["flagged"].tolist() if state else range(data.num_classes)
         found = [self.search(frozen, data, c, rng=fork(rng, "class", c)) for c in labels]
         if state:
-            old = (
-                Patch(*both, 0, 0) for both in zip(state["masks"], state["patterns"], strict=True)
-            )
+            both = zip(state["masks"], state["patterns"], strict=True)
+            old = (Patch(mask, pattern, 0, 0) for mask, pattern in both)
             kept = [new if new.turned else last for new, last in zip(found, old, strict=True)]
             return {**state, **_stacked(kept)}
         norms = torch.tensor([patch.norm for patch in found])
@@ -124,14 +123,13 @@ class Cleanse(TriggerSource):
             target = torch.full_like(labels, label)
             return F.cross_entropy(scores, target) + pace.weight * shape.sum()
 
-        hooks = {"loss": loss, "optimizer": optimizer, "parameters": logits, "train_mode": False}
-        best = Patch(
-            *(soft_mask(tensor.detach()) for tensor in logits), float(shape[1] * shape[2]), 0.0
-        )
+        hooks: dict[str, Any] = {"loss": loss, "optimizer": optimizer, "parameters": logits}
+        now, pattern = (soft_mask(tensor.detach()) for tensor in logits)
+        best = Patch(now, pattern, float(shape[1] * shape[2]), 0.0)
         for epoch in self.schedule.epoch_by_epoch(len(data)):
             hits.zero_()
-            fit(frozen, data, epoch, rng=rng, **hooks)
-            turned = float(hits) / min(epoch.steps * epoch.batch_size, len(data))
+            fit(frozen, data, epoch, rng=rng, train_mode=False, **hooks)
+            turned = float(hits) / min(epoch.total_steps(len(data)) * epoch.batch_size, len(data))
             now, pattern = (soft_mask(tensor.detach()) for tensor in logits)
             norm = float(now.sum())
             if turned >= self.wanted and norm < best.norm:

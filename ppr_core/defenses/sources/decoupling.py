@@ -1,7 +1,7 @@
 """The parts of BTI-DBF: the mask of benign features, a pass through both networks, the votes."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ppr_core.data.images import ImageSet, to_float
 from ppr_core.metrics import EVAL_BATCH, evaluating
 from ppr_core.models.activations import soft_mask
-from ppr_core.models.base import features_of, normalise_of
+from ppr_core.models.base import Cut, features_of, normalise_of
 from ppr_core.runtime import autocast
 from ppr_core.training.fit import Schedule, fit
 from ppr_core.weights import State, snapshot
@@ -46,9 +46,7 @@ def passed(reverse: Reverse, frozen: nn.Module, pixels: Tensor) -> Pass:
     return Pass(images, found, features.float(), features_of(frozen, found).float())
 
 
-def decoupled(
-    frozen: nn.Module, data: ImageSet, schedule: Schedule, *, rng: torch.Generator
-) -> Tensor:
+def decoupled(frozen: Cut, data: ImageSet, schedule: Schedule, *, rng: torch.Generator) -> Tensor:
     """Learn which features are benign; return the logits (1, D, h, w) of their mask.
 
     Only the batch-norm statistics of `frozen` change: they drift, and the generator is then
@@ -99,7 +97,7 @@ def image_error(reverse: Reverse, model: nn.Module, data: ImageSet) -> Tensor:
 
 @torch.no_grad()
 def votes(
-    reverse: Reverse, model: nn.Module, data: ImageSet, *, noise: float, rng: torch.Generator
+    reverse: Reverse, model: Any, data: ImageSet, *, noise: float, rng: torch.Generator
 ) -> Tensor:
     """Count the predictions (classes,) on reversed images, to which noise was added before.
 

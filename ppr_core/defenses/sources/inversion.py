@@ -23,7 +23,7 @@ from ppr_core.defenses.sources.unet import MULTIPLE, UNet, fresh, load, load_slo
 from ppr_core.errors import need
 from ppr_core.method import fork
 from ppr_core.models.activations import soft_mask
-from ppr_core.models.base import clone, normalise_of
+from ppr_core.models.base import Cut, clone, normalise_of
 from ppr_core.training.fit import Schedule, fit, make_optimizer
 
 MEASURED = ("start_error", "norm_share")
@@ -96,7 +96,7 @@ class Inversion(TriggerSource):
         Differs from the authors' code: that of PAM and BTI+SAM keeps the first round's generator,
         by a leftover switch; turn `regenerate_each_round` off for it.
         """
-        frozen = clone(model).eval().requires_grad_(False)
+        frozen: Any = clone(model).eval().requires_grad_(False)
         found = dict(state)
         channels = data.images.shape[1]
         generator = self.generator(channels, fork(rng, "generator"), data.device)
@@ -167,7 +167,7 @@ class Inversion(TriggerSource):
         return torch.where(broken, near, self.benign_weight * kept - moved), moved, far
 
     def _pretrain(
-        self, generator: nn.Module, frozen: nn.Module, data: ImageSet, rng: torch.Generator
+        self, generator: nn.Module, frozen: Cut, data: ImageSet, rng: torch.Generator
     ) -> None:
         """Train the generator to leave images, features and labels as they are (step 0)."""
         reverse = self.reverse(generator, frozen)
@@ -186,7 +186,7 @@ class Inversion(TriggerSource):
     def _generate(
         self,
         generator: nn.Module,
-        frozen: nn.Module,
+        frozen: Cut,
         data: ImageSet,
         benign: Tensor,
         state: State,
@@ -213,7 +213,7 @@ class Inversion(TriggerSource):
             return value
 
         compare = best.after_step if self.use_max_bd_feat else None
-        hooks = {"loss": loss, "optimizer": optimizer, "after_step": compare}
+        hooks: dict[str, Any] = {"loss": loss, "optimizer": optimizer, "after_step": compare}
         hooks |= {"capturable": True, "writes": [best.total, spent]}
         fit(generator, data, self.generate, rng=rng, **hooks)
         if best.weights:

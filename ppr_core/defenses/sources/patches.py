@@ -72,8 +72,8 @@ class PatchDistribution(TriggerSource):
                 change = self._change([nets[-1]], fork(rng, "try", label))
                 rates.append(share_turned(frozen, data, change, label))
             found["success"] = torch.tensor(rates)
-            label = found["label"] = found["success"].argmax()
-            scanned = {middle: nets[int(label)]}
+            found["label"] = found["success"].argmax()
+            scanned = {middle: nets[int(found["label"])]}
             if float(found["success"].max()) < self.limit:
                 return found | {"stop": torch.ones(1)}
         for number, threshold in enumerate(self.thresholds):
@@ -144,7 +144,7 @@ class PatchDistribution(TriggerSource):
             return value.detach()
 
         optimizer = torch.optim.Adam(own + other, self.schedule.lr, betas=(0.5, 0.999))
-        hooks = {"loss": loss, "gradient": gradient, "optimizer": optimizer}
+        hooks: dict[str, Any] = {"loss": loss, "gradient": gradient, "optimizer": optimizer}
         fit(net, data, self.schedule, rng=fork(rng, "batches"), parameters=own + other, **hooks)
         return net.requires_grad_(False)
 

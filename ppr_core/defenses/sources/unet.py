@@ -106,7 +106,7 @@ def fresh(
     """
     with seeded(seed_of(rng)):
         net = UNet(width, channels) if bound is None else Residual(width, channels, bound)
-    return net.to(device, memory_format=torch.channels_last)
+    return net.to(device).to(memory_format=torch.channels_last)
 
 
 def saved(net: UNet, optimizer: torch.optim.Optimizer) -> State:

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from ppr_core.config import derive
-from ppr_core.data.images import ImageSet
 from ppr_core.errors import need
 from ppr_core.lab.chains import Chains
 from ppr_core.lab.graph import CLEAN, Cell, Setting, Stage
@@ -89,36 +88,36 @@ class Query(Measure, query.Query):
     def parents(self, chains: Chains, cell: Cell, *read: Stage) -> tuple[Stage, ...]:
         """Return the model, its retuned copy, the surrogate; then the models that are scored."""
         surrogate = chains.source(cell.but(defense=self._surrogate(chains, cell)))
-        scored = [chains.backdoored(cell)]
+        scored: list[Stage | None] = [chains.backdoored(cell)]
         if chains.has_clean:
             scored += [chains.clean_model(cell.seed), chains.unseen_clean(cell.seed)]
         if chains.exact:
             scored.append(chains.purified(cell.but(defense=chains.exact)))
         return (chains.source(cell), *read, surrogate, *(stage for stage in scored if stage))
 
-    def _surrogate(self, chains: Chains, cell: Cell) -> str:
+    def _surrogate(self, chains: Chains, cell: Cell) -> str | None:
         """Return the surrogate's label: as set, or the other one where that is itself attacked."""
-        first, other = CLEAN, chains.exact
-        if self.surrogate == "ep":
-            first, other = chains.exact, CLEAN if chains.has_clean else None
+        clean = CLEAN if chains.has_clean else None
+        first, other = (chains.exact, clean) if self.surrogate == "ep" else (CLEAN, chains.exact)
         return other if cell.defense == first and other else first
 
     def measure(self, lab: Reader, stage: Stage) -> Result:
         """Train the generator, and count what it reaches on every model at every budget."""
         parents, images = stage.parents, stage.setting.images
-        model, relearned, surrogate = (lab.model(parent) for parent in parents[:3])
+        model, retuned, surrogate = (lab.model(parent) for parent in parents[:3])
         outcome = self(
             model,
             images.train,
             rng=derive(stage.cell.seed, "query"),
-            relearned=relearned,
+            retuned=retuned,
             surrogate=surrogate,
-            triggered=_triggered(lab, stage),
+            triggered=lab.query_images(stage),
         )
         models = {"self": model} | {_role(of, stage): lab.model(of) for of in parents[3:]}
         perturb = along(query.generator_of(outcome.tensors))
         budgets = sorted({0.0, *stage.setting.study.budgets, self.eps})
-        rows, metrics = [], {}
+        rows: list[dict[str, Any]] = []
+        metrics: dict[str, float] = {}
         for row in sweep(models, images.test, lab.stamped_test(stage), perturb, budgets):
             scored = row.pop("model")
             rows.append({"perturbation": self.row, "scored": scored, **row})
@@ -136,18 +135,3 @@ def _role(scored: Stage, stage: Stage) -> str:
     if scored.kind == CLEAN:
         return CLEAN if scored.cell.seed == stage.cell.seed else "clean_unseen"
     return "ep" if scored.kind == "purified" else scored.kind
-
-
-def _triggered(lab: Reader, stage: Stage) -> ImageSet:
-    """Return triggered training images outside the target class, with their true labels.
-
-    Differs from the authors' code: a clean-label attack has no such training poison, and they take
-    test images; here it is training images with the test-time trigger.
-    """
-    trigger, train = lab.trigger(stage), stage.setting.images.train
-    if trigger.attack.clean_label:
-        others = train.subset(train.labels != trigger.target)
-        return others.with_images(trigger(others.images))
-    poisoned = trigger.attack.poison(train, seed=stage.cell.seed, state=trigger.state)
-    kept = poisoned.original != trigger.target
-    return poisoned.data.subset(poisoned.indices[kept]).with_labels(poisoned.original[kept])

@@ -13,6 +13,7 @@ from ppr_core.lab.reader import Reader
 from ppr_core.method import Result
 from ppr_core.metrics import evaluate
 from ppr_core.reactivation import retuning
+from ppr_core.runtime import Record
 
 
 class Retuning(Measure, retuning.Retuning):
@@ -49,8 +50,9 @@ class Retuning(Measure, retuning.Retuning):
         """Retune the model on poisons and clean training images."""
         source, images = stage.parents[0], stage.setting.images
         model = lab.model(source)
-        before = {name: lab.result(source).metrics.get(name) for name in ("c_acc", "asr")}
-        if None in before.values():
+        known = lab.result(source).metrics
+        before: Record = {name: known[name] for name in ("c_acc", "asr") if name in known}
+        if len(before) < 2:
             before = evaluate(model, images.test, lab.stamped_test(stage))
         outcome = self(
             model,

@@ -1,6 +1,6 @@
 """QRA among purified models: every generator against every other one."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -36,7 +36,7 @@ class Transfer(Measure):
         eps = stage.parents[0].method.eps
         with torch.no_grad():
             rates = transfer(models, made, lab.stamped_test(stage), eps)
-        rows = [
+        rows: list[dict[str, Any]] = [
             {"source": source, "target": target, "p_asr": rate}
             for source, found in rates.items()
             for target, rate in found.items()

@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -87,7 +88,7 @@ def gather(plan: Plan, store: Store, further: Sequence[Plan] = ()) -> Evidence:
     """
     plans = (plan, *further)
     cells = [with_settings(one, results.cells(one, store)) for one in plans]
-    frames = {name: [] for name in FRAMES}
+    frames: dict[str, list[pd.DataFrame]] = {name: [] for name in FRAMES}
     for one in plans:
         places = {a: m.poison_rate for a, m in one.attacks.items()}
         for name in FRAMES:
@@ -122,8 +123,8 @@ def scoreboard(evidence: Evidence) -> list[Verdict]:
 def judge(claim: Claim, evidence: Evidence) -> Verdict:
     """Return what the evidence says of one claim."""
     words = claim.words
-    about = {"number": claim.number, "claim": words["text"], "paper": words["paper"]}
-    about |= {"tables": words["tables"], "needs": words["needs"]}
+    about: dict[str, Any] = {"number": claim.number, "claim": words["text"]}
+    about |= {name: words[name] for name in ("paper", "tables", "needs")}
     if claim.test is None:
         answered = f"answered from the paper's text and tables, not by a run: {words['answer']}"
         return Verdict(**about, verdict=words["verdict"], grade="text", ours=answered)
@@ -136,7 +137,7 @@ def judge(claim: Claim, evidence: Evidence) -> Verdict:
     return Verdict(**about, **_graded(claim, answer))
 
 
-def _graded(claim: Claim, answer: Answer) -> dict[str, object]:
+def _graded(claim: Claim, answer: Answer) -> dict[str, Any]:
     """Return verdict, grade and what they rest on."""
     rows, status = answer.rows, answer.status
     left = [*answer.left_out, *stands_in(rows), *_other_rho(rows)]
@@ -175,7 +176,7 @@ def _other_rho(rows: pd.DataFrame) -> list[str]:
     rows = rows[(rows["defense"] == "pam") & rows["rho"].notna()]
     found = []
     for (dataset, attack), part in rows.groupby(["dataset", "attack"]):
-        rho, paper = part["rho"].astype(float), paper_rho(dataset, attack)
+        rho, paper = part["rho"].astype(float), paper_rho(str(dataset), str(attack))
         if paper not in set(rho) and len(rho):
             said = "none" if paper is None else f"{paper:g}"
             found.append(f"PAM at rho {rho.max():g} against {attack} (the paper: {said})")

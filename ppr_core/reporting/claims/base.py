@@ -1,7 +1,7 @@
 """What a claim is, and the questions that claims of several sections put to figures."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -88,10 +88,12 @@ def mean_in(rows: pd.DataFrame, column: str, limits: Limits, what: str) -> Answe
 
 def _worst_cell(rows: pd.DataFrame, column: str, limits: Limits) -> str:
     places = _places(rows, CELL)
-    cells = rows.groupby(places, dropna=False)[column].mean() if places else ()
+    if not places:
+        return ""
+    cells = rows.groupby(places, dropna=False)[column].mean()
     if len(cells) < 2:
         return ""
-    worst = int(_outside(cells, limits).to_numpy().argmax())
+    worst = int(_outside(cells, limits).argmax())
     return f"{_name(cells.index[worst])} {cells.iloc[worst]:.1f}"
 
 
@@ -107,7 +109,7 @@ def each_in(
     found = [span.against(*limits) for span in spans.values()]
     status = "fails" if "fails" in found else "open" if "open" in found else "holds"
     means = pd.Series([span.mean for span in spans.values()])
-    worst = list(spans)[int(_outside(means, limits).to_numpy().argmax())]
+    worst = list(spans)[int(_outside(means, limits).argmax())]
     inside = found.count("holds")
     text = f"{what} ({told(limits)}): {inside} of {len(found)} within"
     one = len(spans) == 1
@@ -121,9 +123,9 @@ def _places(rows: pd.DataFrame, by: Sequence[str]) -> list[str]:
     return [name for name in (*by, *own) if name in rows]
 
 
-def _outside(values: pd.Series, limits: Limits) -> pd.Series:
+def _outside(values: pd.Series, limits: Limits) -> np.ndarray:
     """Return how far values are on the wrong side of the limit that they come closest to."""
-    return np.maximum(limits[0] - values, values - limits[1])
+    return np.asarray(np.maximum(limits[0] - values, values - limits[1]))
 
 
 def _name(place: Any) -> str:
@@ -166,18 +168,17 @@ def _placed(rows: pd.DataFrame, keys: Sequence[str]) -> pd.Series:
     return pd.Series([tuple(row) for row in rows[list(keys)].to_numpy()], rows.index, dtype=object)
 
 
-def from_source(answer: Answer | None, gap: pd.DataFrame) -> Answer | None:
-    """Let an answer about differences stand on the cells that they come from."""
-    if answer is None:
-        return None
-    return Answer(answer.status, answer.ours, gap.attrs["source"], answer.seeds, answer.left_out)
+def resting(answer: Answer | None, rows: pd.DataFrame) -> Answer | None:
+    """Let an answer about what was made of cells stand on these cells themselves."""
+    return answer and replace(answer, rows=rows)
 
 
 def gap_in(
     gap: pd.DataFrame, limits: Limits, what: str, by: Sequence[str] = SETTING
 ) -> Answer | None:
     """Ask whether a difference lies within limits in every setting (or group `by`)."""
-    return from_source(each_in(gap, "gap", limits, what, by), gap) if len(gap) else None
+    asked = each_in(gap, "gap", limits, what, by) if len(gap) else None
+    return resting(asked, gap.attrs["source"])
 
 
 def ordered(rows: pd.DataFrame, column: str, what: str, *, falls: bool = False) -> Answer | None:
@@ -213,22 +214,23 @@ def _spearman(values: pd.Series) -> float:
 
 def all_of(*answers: Answer | None) -> Answer | None:
     """Ask whether all parts hold; not measured if one is not."""
-    if any(answer is None for answer in answers):
+    known = [answer for answer in answers if answer is not None]
+    if len(known) < len(answers):
         return None
-    found = [answer.status for answer in answers]
+    found = [answer.status for answer in known]
     status = "fails" if "fails" in found else "open" if "open" in found else "holds"
-    rows = pd.concat([answer.rows for answer in answers])
-    left = dict.fromkeys(text for answer in answers for text in answer.left_out)
-    seeds = min(answer.seeds for answer in answers)
-    return Answer(status, "; ".join(a.ours for a in answers), rows, seeds, tuple(left))
+    rows = pd.concat([answer.rows for answer in known])
+    left = dict.fromkeys(text for answer in known for text in answer.left_out)
+    seeds = min(answer.seeds for answer in known)
+    return Answer(status, "; ".join(a.ours for a in known), rows, seeds, tuple(left))
 
 
 def leaving(answer: Answer | None, *reasons: str) -> Answer | None:
     """Add what was left out to an answer."""
     if answer is None:
         return None
-    left = tuple(dict.fromkeys((*answer.left_out, *(r for r in reasons if r))))
-    return Answer(answer.status, answer.ours, answer.rows, answer.seeds, left)
+    left = dict.fromkeys((*answer.left_out, *(reason for reason in reasons if reason)))
+    return replace(answer, left_out=tuple(left))
 
 
 def awake(rows: pd.DataFrame) -> str:
@@ -236,7 +238,7 @@ def awake(rows: pd.DataFrame) -> str:
     out = rows.drop(purified(rows).index)
     if not len(out):
         return ""
-    worst = out.loc[out["o_asr"].astype(float).idxmax()]
+    worst = out.iloc[int(np.nanargmax(out["o_asr"].astype(float)))]
     name = f"{worst['defense']}/{worst['attack']} {float(worst['o_asr']):.1f}"
     return f"{len(out)} of {len(rows)} rows, not purified (worst O-ASR {name})"
 

@@ -20,6 +20,7 @@ from ppr_core.reporting.claims.base import (
     mean_in,
     of_purified,
     ordered,
+    resting,
 )
 from ppr_core.reporting.claims.rules import bounds, tolerance, within
 from ppr_core.reporting.evidence import SETTING, Evidence, Scope, purified
@@ -98,7 +99,7 @@ def _ends(grid: pd.DataFrame, column: str) -> pd.DataFrame:
 def _fall(e: Evidence, column: str, limits: tuple[float, float], what: str) -> Answer | None:
     grid = _grid(e, column)
     found = mean_in(_ends(grid, column), "fall", limits, what) if len(grid) else None
-    return found and Answer(found.status, found.ours, grid, found.seeds)
+    return resting(found, grid)
 
 
 def _proxy(e: Evidence) -> Answer | None:
@@ -140,8 +141,7 @@ def _flat_above(e: Evidence) -> Answer | None:
         return None
     table = grid.groupby(["seed", "rho"])["p_asr"].mean()
     ranges = table.groupby("seed").agg(lambda p: p.max() - p.min()).rename("range").reset_index()
-    found = mean_in(ranges, "range", bounds(54), "range of P-ASR from rho 0.3")
-    return Answer(found.status, found.ours, grid, found.seeds)
+    return resting(mean_in(ranges, "range", bounds(54), "range of P-ASR from rho 0.3"), grid)
 
 
 def _not_by_sharpness(e: Evidence) -> Answer | None:

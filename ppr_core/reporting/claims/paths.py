@@ -1,6 +1,7 @@
 """Section C of the claims: linear mode connectivity."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -17,10 +18,10 @@ from ppr_core.reporting.claims.base import (
     all_of,
     awake,
     each_in,
-    from_source,
     gaps,
     leaving,
     of_purified,
+    resting,
 )
 from ppr_core.reporting.claims.rules import bounds, tolerance, within
 from ppr_core.reporting.evidence import CELL, SETTING, Evidence, Scope, purified
@@ -134,11 +135,12 @@ def _explains(e: Evidence) -> Answer | None:
     others = table[(table["predictor"] != "path_distance") & (table["who"] == "with PAM")]
     plain = others[others["statistics"] == "as they are"]
     beside = ", ".join(f"{f['predictor']} R2 {f['r2']:.2f}" for _, f in plain.iterrows())
-    found = all_of(*parts)
-    found = Answer(found.status, f"{found.ours}; beside it {beside}", found.rows, found.seeds)
-    few = f"no interval from fewer than {LEAST} clusters" if found.seeds < 2 else ""
+    bare = min(part.seeds for part in parts) < 2
+    few = f"no interval from fewer than {LEAST} clusters" if bare else ""
     anew = "" if ours["statistics"].nunique() > 1 else "paths with recalibrated batch norm"
-    return leaving(found, awake(rows), few, anew)
+    found = all_of(*parts)
+    said = found and replace(found, ours=f"{found.ours}; beside it {beside}")
+    return leaving(said, awake(rows), few, anew)
 
 
 def _between(e: Evidence) -> Answer | None:
@@ -172,7 +174,7 @@ def _distance(e: Evidence, who: str, limits: Limits, what: str) -> Answer | None
     if not len(table):
         return None
     found = each_in(table, "figure", limits, what, SETTING)
-    return Answer(found.status, found.ours, e.of([who, "ep"], "o_asr"), found.seeds)
+    return resting(found, e.of([who, "ep"], "o_asr"))
 
 
 def _alike_and_not(e: Evidence) -> Answer | None:
@@ -196,7 +198,7 @@ def _higher_barrier(number: int) -> Test:
         gap = gaps(ours, kept, "barrier", [*SETTING, "attack"], best="max")
         what = "PAM's barrier above the highest baseline's"
         found = each_in(gap, "gap", bounds(number), what, [*SETTING, "attack"])
-        return leaving(from_source(found, gap), awake(rows))
+        return leaving(resting(found, gap.attrs["source"]), awake(rows))
 
     return ask
 

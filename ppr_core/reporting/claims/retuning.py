@@ -17,6 +17,7 @@ from ppr_core.reporting.claims.base import (
     leaving,
     mean_in,
     of_purified,
+    resting,
 )
 from ppr_core.reporting.claims.rules import bounds
 from ppr_core.reporting.evidence import SETTING, Evidence, Scope, Span, purified
@@ -41,21 +42,15 @@ def _same_everywhere(e: Evidence) -> Answer | None:
     several = rises.groupby(["defense", "seed"]).size() > 1
     table = ranges[several].rename("range").reset_index()
     found = each_in(table, "range", bounds(2), "range of the rise over settings", ["defense"])
-    if found is None:
-        return None
-    return leaving(Answer(found.status, found.ours, kept, found.seeds), awake(rows))
+    return leaving(resting(found, kept), awake(rows))
 
 
 def _come_back(e: Evidence) -> Answer | None:
-    parts = []
-    for name in ("anp_oracle", "fst"):
-        limits = bounds(3, name)
-        rows = e.of(name, "o_asr", "p_asr")
-        what = f"P-ASR of {name}"
-        parts.append(
-            of_purified(lambda k, b=limits, w=what: mean_in(k, "p_asr", b, w), rows, least=1)
-        )
-    return all_of(*parts)
+    def ask(name: str) -> Answer | None:
+        rows, what = e.of(name, "o_asr", "p_asr"), f"P-ASR of {name}"
+        return of_purified(lambda k: mean_in(k, "p_asr", bounds(3, name), what), rows, least=1)
+
+    return all_of(ask("anp_oracle"), ask("fst"))
 
 
 def _best_of_baselines(e: Evidence) -> Answer | None:
@@ -146,7 +141,7 @@ def _pretrained_gain(e: Evidence) -> Answer | None:
     if table["dataset"].nunique() < 2:
         return None
     found = each_in(table, "gain", bounds(18), "C-Acc gained by pretraining", ["dataset"])
-    return Answer(found.status, found.ours, rows, found.seeds)
+    return resting(found, rows)
 
 
 def _other_variant(e: Evidence) -> Answer | None:

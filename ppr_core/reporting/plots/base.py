@@ -1,5 +1,7 @@
 """What the figures share: looks, legends and the names of rows."""
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -17,7 +19,7 @@ MARKERS = "oXsPD^v*<>ph"  # tell apart what colours do not
 sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
 
 
-def new_figure(width: float, height: float, **grid: object) -> tuple[Figure, np.ndarray]:
+def new_figure(width: float, height: float, **grid: Any) -> tuple[Figure, np.ndarray]:
     """Make a figure that is not shown by itself; whoever asked for it shows it."""
     figure, axes = plt.subplots(figsize=(width, height), squeeze=False, **grid)
     plt.close(figure)
@@ -29,7 +31,7 @@ def legend_beside(axis: Axes) -> None:
     axis.legend(title="", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
 
 
-def look_of(column: pd.Series) -> dict[str, object]:
+def look_of(column: pd.Series) -> dict[str, Any]:
     """Return how to tell apart what a whole figure's column names: by colour and by marker.
 
     A defense looks the same in every figure of a study, for its column is of the study's order.
@@ -46,7 +48,7 @@ def look_of(column: pd.Series) -> dict[str, object]:
     }
 
 
-def draw_curves(axis: Axes, frame: pd.DataFrame, *, hue: str, **named: object) -> None:
+def draw_curves(axis: Axes, frame: pd.DataFrame, *, hue: str, **named: Any) -> None:
     """Draw lines told apart by colour and by marker; bands are the spread over seeds."""
     named = {"errorbar": "sd", "dashes": False, **named}
     sns.lineplot(frame, hue=hue, style=hue, ax=axis, **named)
