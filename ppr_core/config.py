@@ -63,7 +63,9 @@ class Settings(BaseModel):
     help, tables and tracked parameters are generated from it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False
+    )
 
     source: ClassVar[str] = ""
 

@@ -30,6 +30,7 @@ CORE = [
 ]
 LAB = [
     "lab.places",
+    "lab.settings_file",
     "lab.study",
     "lab.marks",
     "lab.guards",
@@ -40,6 +41,7 @@ LAB = [
     "lab.reader",
     "lab.measures",
     "lab.plan",
+    "lab.checks",
     "lab.arrivals",
     "lab.desk",
     "lab.engine",

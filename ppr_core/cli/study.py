@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from ppr_core.errors import ConfigError, need
 from ppr_core.lab.places import study_file
 
@@ -97,6 +95,7 @@ def read(
     file: str | None, pairs: list[str], values: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Read a study file and overrides such as `training.epochs=3` into one mapping."""
+    from ppr_core.lab.settings_file import parse
     from ppr_core.lab.study import Study
 
     values = {**(values or {})}
@@ -111,8 +110,8 @@ def read(
             place = place.setdefault(group, {})
             need(isinstance(place, dict), f"expected {group!r} in {key!r} to be a group")
         try:
-            place[last] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            place[last] = parse(text)
+        except ConfigError as error:
             raise ConfigError(f"{key}: expected a YAML value, got {text!r}: {error}") from None
     return values
 
@@ -176,7 +175,9 @@ def _shares(seconds: dict[str, float]) -> str:
 
 
 def _dry_run(plan: "Plan", lab: "Lab") -> int:
-    plan.check()
+    from ppr_core.lab.checks import check
+
+    check(plan)
     stages = plan.stages()
     cached = [lab.cached(stage) for stage in stages]
     for stage, there in zip(stages, cached, strict=True):

@@ -14,6 +14,7 @@ from ppr_core.attacks.replayed import Replayed
 from ppr_core.behaviour import alternatives, need_behaviour, other_normalisation
 from ppr_core.bench import tensors_of, weights_of
 from ppr_core.errors import CheckpointError, ConfigError, need
+from ppr_core.lab.checks import check
 from ppr_core.lab.graph import CLEAN, NO_ATTACK, NO_DEFENSE
 from ppr_core.lab.plan import Plan
 from ppr_core.metrics import evaluate, triggered
@@ -73,7 +74,7 @@ def examine(
         DataError: images that the trigger does not fit.
     """
     need_known_trigger(plan)
-    plan.check()
+    check(plan)
     with session(precision=plan.study.precision), torch.no_grad():
         models = {_role(of): (file, _built(plan, file)) for of, file in plan.made.items()}
         trigger = known_trigger(plan, attack)

@@ -15,6 +15,7 @@ from ppr_core.config import Settings
 from ppr_core.defenses import Defense
 from ppr_core.errors import ConfigError, DataError, need
 from ppr_core.lab import places
+from ppr_core.lab.checks import check
 from ppr_core.lab.desk import Lab
 from ppr_core.lab.graph import Stage
 from ppr_core.lab.plan import Plan
@@ -56,7 +57,7 @@ def run(plan: Plan, lab: Lab, backend: Backend = "local", gpu_share: float = 1.0
         gpu_share == 1 or backend == "ray",
         f"expected Ray where stages share a GPU, got engine {backend}; add --engine ray",
     )
-    plan.check()
+    check(plan)
     closed = lab.store.close_stale()
     if closed:
         print(f"closed {closed} run(s) of a killed start; going on from their checkpoints")

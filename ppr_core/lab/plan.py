@@ -9,17 +9,14 @@ import torch
 
 from ppr_core import data as datasets
 from ppr_core.attacks import ATTACKS, Clean
-from ppr_core.bench import weights_of
 from ppr_core.config import SettingsError, digest, from_registry, load_own, unknown
 from ppr_core.defenses import DEFENSES, Defense
-from ppr_core.errors import CheckpointError, ConfigError, DataError, need
+from ppr_core.errors import CheckpointError, need
 from ppr_core.lab.chains import Chains, Made
 from ppr_core.lab.graph import CLEAN, NO_ATTACK, NO_DEFENSE, Cell, Setting, Stage, Variant
 from ppr_core.lab.measures import MEASURES, Measure
 from ppr_core.lab.study import Study
-from ppr_core.models import MODELS, Network
-from ppr_core.models.needs import need_map_sizes
-from ppr_core.runtime import session
+from ppr_core.models import MODELS
 
 RA = "retuning"  # the measure that every study takes
 
@@ -195,49 +192,6 @@ class Plan(Chains):
     def images(self) -> datasets.Split:
         """Training and test images, on the study's device."""
         return self.setting.images
-
-    def check(self) -> None:
-        """Raise at once where the study cannot do with what it is given.
-
-        Raises:
-            DataError: too few images, or ones that an attack cannot stamp.
-            ConfigError: defenses that the study's architecture cannot serve.
-            CheckpointError: a model made elsewhere that is not of the study's architecture.
-        """
-        train = self.images.train
-        for label, attack in self.attacks.items():
-            try:
-                attack.check_data(train)
-            except DataError as error:
-                raise DataError(f"attack {label}: {error}") from None
-        need(
-            self.study.reserve <= len(train),
-            f"expected a reserve of at most {len(train)} images, got {self.study.reserve}",
-            DataError,
-        )
-        bare = self.setting.model.skeleton(train.num_classes)
-        with session(precision=self.study.precision):
-            need_map_sizes(bare, train.size, self.device)
-        self._check_defenses(bare)
-        if self.made:
-            model = self.setting.build(seed=0)
-            for file in self.made.values():
-                weights_of(file, model)
-
-    def _check_defenses(self, bare: Network) -> None:
-        """Raise ConfigError, naming every defense that the architecture cannot serve."""
-        told: dict[str, str] = {}
-        held = self.setting.held(self.study.seeds[0]).tune
-        for (label, _), defense in self.defenses.items():
-            try:
-                defense.check(bare, held)
-            except ConfigError as error:
-                told.setdefault(label, str(error))
-        need(
-            not told,
-            f"expected defenses that apply to {self.study.model['name']}, got {len(told)} that do "
-            f"not; leave out {', '.join(told)}, or mend it: {'; '.join(told.values())}",
-        )
 
 
 # -- names --------------------------------------------------------------------------------------

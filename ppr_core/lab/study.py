@@ -1,20 +1,24 @@
 """The settings of one study, read from YAML."""
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import model_validator
 
 from ppr_core.config import Budget, Field, Settings
 from ppr_core.errors import ConfigError, need
+from ppr_core.lab import settings_file
+
+LONGEST = 100  # letters of a name: it becomes a part of files' names
 
 
 class Study(Settings):
     """All settings of one study; its names are the keys of a YAML file and of every notebook."""
 
     name: str = Field(description="name of the study, of its experiment and of its report")
-    seeds: list[int] = Field([0], description="seeds to run; figures show mean and spread")
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(
+        [0], description="seeds to run; figures show mean and spread"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where tensors live")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of matrix products")
     deterministic: bool = Field(False, description="forbid algorithms that vary from run to run")
@@ -39,7 +43,13 @@ class Study(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        need(self.name and "/" not in self.name, f"expected a plain study name, got {self.name!r}")
+        for group in ("attacks", "defenses", "measures"):
+            for label in getattr(self, group):
+                _need_short(label, f"label in {group}")
+        _need_short(self.name, "study name")
+        folder = not {*self.name} & {*"/\\"} and self.name.strip(". ") == self.name.strip()
+        need(folder, f"expected a plain study name, got {self.name!r}")
+        need(self.attacks, "expected at least one attack, got none")
         need(self.seeds, "expected at least one seed, got none")
         need(len(set(self.seeds)) == len(self.seeds), f"expected distinct seeds, got {self.seeds}")
         need(self.budgets, "expected at least one pixel budget, got none")
@@ -53,23 +63,14 @@ class Study(Settings):
             ConfigError: no such file, not YAML, an unknown key, a wrong type, or out of range.
         """
         try:
-            return cls(**_read(Path(path)))
+            return cls(**settings_file.read(Path(path)))
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
 
 
-def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Return a study file's settings, those of the file that it is based on included."""
-    path = path.resolve()
-    need(path.is_file(), f"expected a study file, got {path} (no such file); see params/")
-    need(path not in seen, f"expected a base that does not lead back to itself, got {path}")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"expected YAML, got {error}") from None
-    need(isinstance(values, dict), f"expected a mapping of settings, got {values!r}")
-    base = values.pop("base", None)
-    if base is None:
-        return values
-    need(isinstance(base, str), f"expected the name of a study file as base, got {base!r}")
-    return {**_read(path.parent / base, (*seen, path)), **values}
+def _need_short(name: str, what: str) -> None:
+    need(name.strip() and name.isprintable(), f"expected a plain {what}, got {name!r}")
+    need(
+        len(name) <= LONGEST,
+        f"expected a {what} of at most {LONGEST} letters, got {len(name)}: {name[:20]}...",
+    )

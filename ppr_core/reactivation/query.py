@@ -137,15 +137,7 @@ class Query(Method):
         Raises:
             DataError: fewer clean or triggered images than asked for.
         """
-        for name, pool, count in (
-            ("clean", data, self.clean),
-            ("poisoned", triggered, self.poisoned),
-        ):
-            need(
-                count <= len(pool),
-                f"expected at most {len(pool)} {name} images, as many as there are, got {count}",
-                DataError,
-            )
+        self.need_images(len(data), len(triggered))
         pool = draw(data, self.clean, fork(rng, "clean"))
         pool = pool + draw(triggered, self.poisoned, fork(rng, "triggered"))
         with seeded(seed_of(rng, "generator")):
@@ -156,6 +148,18 @@ class Query(Method):
             history = self._train(generator, model, surrogate, retuned, pool, fork(rng, "train"))
         tensors = {PREFIX + name: tensor for name, tensor in generator.state_dict().items()}
         return Outcome(model, history, {"samples": len(pool)}, tensors)
+
+    def need_images(self, clean: int, triggered: int) -> None:
+        """Raise DataError where fewer clean or triggered images are there than asked for."""
+        for name, there, count in (
+            ("clean", clean, self.clean),
+            ("poisoned", triggered, self.poisoned),
+        ):
+            need(
+                count <= there,
+                f"expected at most {there} {name} images, as many as there are, got {count}",
+                DataError,
+            )
 
     def _train(
         self,

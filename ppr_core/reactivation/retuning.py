@@ -54,6 +54,21 @@ class Retuning(Method):
         history = fit(model, mixture, schedule, rng=shuffles, resume="retuning", evaluate=True)
         return Outcome(model, history, {"samples": len(mixture), "poisoned": self.poisoned})
 
+    def need_samples(self, images: int, poisons: int) -> int:
+        """Return the number of samples in all, of so many training images.
+
+        Raises:
+            DataError: fewer samples, or fewer poisons to draw from, than poisons asked for.
+        """
+        total = round(self.share * images)
+        need(
+            self.poisoned <= min(total, poisons),
+            f"expected at most {min(total, poisons)} poisoned samples ({total} samples in "
+            f"all, {poisons} poisons to draw from), got {self.poisoned}",
+            DataError,
+        )
+        return total
+
     def mixture(
         self, data: ImageSet, poisons: ImageSet, rng: torch.Generator
     ) -> tuple[ImageSet, Schedule]:
@@ -65,13 +80,7 @@ class Retuning(Method):
         Raises:
             DataError: fewer poisons or clean images than asked for.
         """
-        total = round(self.share * len(data))
-        need(
-            self.poisoned <= min(total, len(poisons)),
-            f"expected at most {min(total, len(poisons))} poisoned samples ({total} samples in "
-            f"all, {len(poisons)} poisons to draw from), got {self.poisoned}",
-            DataError,
-        )
+        total = self.need_samples(len(data), len(poisons))
         clean = draw(data, total - self.poisoned, fork(rng, "clean"))
         schedule = self.schedule
         if self.frozen:

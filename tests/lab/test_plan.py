@@ -6,6 +6,7 @@ from ppr_core.attacks import ATTACKS
 from ppr_core.config import Settings
 from ppr_core.defenses import DEFENSES
 from ppr_core.errors import ConfigError, DataError
+from ppr_core.lab.checks import check
 from ppr_core.lab.graph import Cell, Stage, Variant
 from ppr_core.lab.measures import MEASURES
 from ppr_core.lab.plan import Plan
@@ -103,6 +104,8 @@ def test_poison_counts_are_the_papers_unless_set():
         ({"model": {"name": "resnet18", "width": 0}}, "greater than or equal to 1, got 0"),
         ({"retuning": {"poisoned": {"badnets": 3}}}, "did you mean 'badnet'"),
         ({"training": {"lr": "fast"}}, "expected a valid number, got 'fast'"),
+        ({"training": {"lr": float("inf")}}, "attack badnet.training.lr: expected a finite number"),
+        ({"attacks": {}}, "expected at least one attack, got none"),
         ({"reserve": 1, "validation": 0.9}, "expected a reserve of more than"),
     ],
 )
@@ -120,30 +123,49 @@ def test_mistakes_are_found_before_anything_runs(overrides, message):
         ),
         ({"target": 10}, "expected a target label below 10, got 10"),
         ({"reserve": 301}, "expected a reserve of at most 300 images, got 301"),
+        (
+            {"retuning": {"poisoned": 60, "share": 0.5}},
+            r"retuning of badnet: expected at most \d+ poisoned samples \(150 samples in all",
+        ),
+        ({"measures": {"query": {"clean": 301}}}, "query of badnet: expected at most 300 clean"),
     ],
 )
 def test_what_the_data_cannot_serve_is_found_before_anything_runs(overrides, message, store):
     with pytest.raises(DataError, match=message):
-        plan(**overrides).check()
+        check(plan(**overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"training": {"epochs": 0}}, "badnet: expected a training of at least one step"),
+        ({"training": {"crop": 16}}, "badnet.training.crop: expected less than .* 16, got 16"),
+        ({"defenses": {"ft": {"schedule": {"crop": 20}}}}, "ft.schedule.crop: .* 16, got 20"),
+        ({"retuning": {"schedule": {"crop": 17}}}, "retuning.schedule.crop: .* 16, got 17"),
+    ],
+)
+def test_trainings_that_cannot_work_are_found_before_anything_runs(overrides, message, store):
+    with pytest.raises(ConfigError, match=message):
+        check(plan(**overrides))
 
 
 def test_defenses_that_do_not_apply_are_named_together_before_anything_runs(store):
     """A network without batch norm, on its skeleton; what applies goes on."""
     bare = {"name": "convnext_tiny", "width": 4, "pretrained": False}
     settings = {"model": bare, "dataset": {**TINY_STUDY["dataset"], "size": 32}}
-    plan(**settings, defenses={"ft": {}, "ibau": {}}).check()
+    check(plan(**settings, defenses={"ft": {}, "ibau": {}}))
     wrong = plan(**settings, defenses={"ft": {}, "anp": {}, "clp": {}, "bti": {}})
     message = "apply to convnext_tiny, got 2 that do not; leave out anp, clp, or mend it: Anp: .*"
     with pytest.raises(ConfigError, match=message + "with batch norm, .*; Clp: ") as caught:
-        wrong.check()
+        check(wrong)
     assert "\n" not in str(caught.value)
 
 
 def test_images_too_small_for_an_architecture_are_refused_before_anything_runs(store):
     small = {"name": "mobilenet_v3_large", "width": 0.25}
     with pytest.raises(ConfigError, match="expected images of 32 pixels or more"):
-        plan(model=small, precision="bf16").check()
-    plan(model=small, precision="fp32").check()
+        check(plan(model=small, precision="bf16"))
+    check(plan(model=small, precision="fp32"))
 
 
 # -- what is hashed is what runs ------------------------------------------------------------------

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
+from ppr_core.attacks import Attack
 from ppr_core.config import Settings
+from ppr_core.data.images import ImageSet
 from ppr_core.lab.chains import Chains
 from ppr_core.lab.graph import Cell, Setting, Stage
 from ppr_core.lab.reader import Reader
@@ -58,6 +60,9 @@ class Measure(Settings):
     @classmethod
     def check_study(cls, chains: Chains, values: Mapping[str, Any]) -> None:
         """Raise ConfigError where a study cannot take it with the settings that it gives."""
+
+    def check_images(self, attack: Attack, train: ImageSet, seed: int) -> None:
+        """Raise DataError where it needs more images than the training set or the attack has."""
 
     def takes(self, chains: Chains, cell: Cell) -> bool:
         """Say whether it is taken of a cell."""

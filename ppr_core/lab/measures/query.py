@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
+from ppr_core.attacks import Attack
 from ppr_core.config import derive
+from ppr_core.data.images import ImageSet
 from ppr_core.errors import need
 from ppr_core.lab.chains import Chains
 from ppr_core.lab.graph import CLEAN, Cell, Setting, Stage
@@ -100,6 +102,13 @@ class Query(Measure, query.Query):
         clean = CLEAN if chains.has_clean else None
         first, other = (chains.exact, clean) if self.surrogate == "ep" else (CLEAN, chains.exact)
         return other if cell.defense == first and other else first
+
+    def check_images(self, attack: Attack, train: ImageSet, seed: int) -> None:
+        """Raise DataError where QRA asks for more images than there are."""
+        others = train.labels != attack.target
+        there = attack.select(train.labels, seed=seed).to(train.device)
+        triggered = others if attack.clean_label else others[there]
+        self.need_images(len(train), int(triggered.sum()))
 
     def measure(self, lab: Reader, stage: Stage) -> Result:
         """Train the generator, and count what it reaches on every model at every budget."""

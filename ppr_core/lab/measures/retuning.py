@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-from ppr_core.attacks import ATTACKS
+from ppr_core.attacks import ATTACKS, Attack
 from ppr_core.config import derive, unknown
+from ppr_core.data.images import ImageSet
 from ppr_core.errors import need
 from ppr_core.lab.chains import Chains
 from ppr_core.lab.graph import Stage
@@ -45,6 +46,13 @@ class Retuning(Measure, retuning.Retuning):
         known = {*ATTACKS, *chains.attacks}
         for label in counts if isinstance(counts, Mapping) else ():
             need(label in known, unknown("attack in retuning.poisoned", label, known))
+
+    def check_images(self, attack: Attack, train: ImageSet, seed: int) -> None:
+        """Raise DataError where the attack has fewer poisons than RA asks for."""
+        there = attack.select(train.labels, seed=seed)
+        if not (attack.clean_label or self.any_class):
+            there = there[train.labels[there.to(train.device)] != attack.target]
+        self.need_samples(len(train), len(there))
 
     def measure(self, lab: Reader, stage: Stage) -> Result:
         """Retune the model on poisons and clean training images."""

@@ -1,0 +1,81 @@
+"""Study files: YAML that means what it seems to mean, and not too much of it."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ppr_core.errors import ConfigError, need
+
+LARGEST = 10**6  # bytes of a file
+MOST = 10**5  # values in it, aliases counted as often as they stand for something
+DEEPEST = 30  # groups within groups
+
+
+def read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return a study file's settings, those of the file that it is based on included.
+
+    Raises:
+        ConfigError: no such file, too large a one, not UTF-8, or not YAML (see `parse`).
+    """
+    path = path.resolve()
+    need(path.is_file(), f"expected a study file, got {path} (no such file); see params/")
+    need(path not in seen, f"expected a base that does not lead back to itself, got {path}")
+    size = path.stat().st_size
+    need(size <= LARGEST, f"expected a study file of at most {LARGEST:,} bytes, got {size:,}")
+    try:
+        values = parse(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"expected a file in UTF-8, got {error}") from None
+    need(isinstance(values, dict), f"expected a mapping of settings, got {values!r}")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    need(isinstance(base, str), f"expected the name of a study file as base, got {base!r}")
+    return {**read(path.parent / base, (*seen, path)), **values}
+
+
+def parse(text: str) -> Any:
+    """Return what a YAML text says.
+
+    Raises:
+        ConfigError: not YAML, a key given twice, groups nested too deep, or too many values (as
+            of aliases of aliases).
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _count(node, {}, 0)
+        return loader.construct_document(node)
+    except (yaml.YAMLError, RecursionError) as error:
+        told = f"groups nested more than {DEEPEST} deep"
+        said = told if isinstance(error, RecursionError) else str(error)
+        raise ConfigError(f"expected YAML, got {said}") from None
+    finally:
+        loader.dispose()
+
+
+def _count(node: yaml.Node, counted: dict[int, int], depth: int) -> int:
+    """Return how many values a node stands for; raise ConfigError where it is not sane."""
+    need(depth <= DEEPEST, f"expected YAML, got groups nested more than {DEEPEST} deep")
+    if id(node) not in counted:
+        parts: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            _need_distinct(node)
+            parts = [value for _, value in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            parts = node.value
+        counted[id(node)] = 1 + sum(_count(part, counted, depth + 1) for part in parts)
+    need(counted[id(node)] <= MOST, f"expected at most {MOST:,} values, got more; too many aliases")
+    return counted[id(node)]
+
+
+def _need_distinct(node: yaml.MappingNode) -> None:
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+            line = key.start_mark.line + 1
+            need(key.value not in seen, f"line {line}: expected one {key.value}, got another one")
+            seen.add(key.value)
