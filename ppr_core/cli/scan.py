@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppr_core.cli.evaluate import add_model, normalised
+from ppr_core.cli.evaluate import add_model, file_stats, normalised
 from ppr_core.cli.study import override, read
 from ppr_core.errors import CheckpointError, need
 
@@ -99,6 +99,7 @@ def _read(
         data = ImageSet(data.images, data.labels, tuple(map(str, range(classes))))
     if not {"name", "model"} & set(spec):
         spec = _found(file, data, known) | spec
+    stats = stats if any(stats) else file_stats(str(file))
     model = build(normalised(spec, *stats), data.num_classes, seed=0)
     model.load_state_dict(weights_of(file, model))
     model.to(data.device).eval()

@@ -41,7 +41,7 @@ def test_a_scan_finds_the_target_and_says_what_it_is_worth(place, capsys, victim
     words = ["scan", "theirs.pt", "--data", "images", *SHORT]
     assert main(words) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
-    assert "model    resnet18_pooled with stem=3 and width=4 and blocks=1, by names" in out
+    assert "model    resnet18_pooled with width=4 and blocks=1 and stem=3, by names" in out
     assert "BTI-DBF: label " in out and "votes by class: class0 " in out
     assert "Neural Cleanse: label 0 (class0); anomaly index by class: class0 " in out
     assert out.count("RA with it as a stand-in: ASR ") == 2
