@@ -185,13 +185,18 @@ def matched(state: Mapping[str, Tensor], model: nn.Module, path: Path) -> State:
         raise CheckpointError(
             f"{path} does not fit the model: {told}{error}; {proposal(MODELS, state)}"
         ) from None
-    for name, tensor in found.items():
+    need_finite(found, path)
+    return found
+
+
+def need_finite(state: Mapping[str, Tensor], path: Path) -> None:
+    """Raise CheckpointError where a weight is NaN or infinite."""
+    for name, tensor in state.items():
         need(
             tensor.is_meta or not tensor.is_floating_point() or bool(tensor.isfinite().all()),
             f"expected finite weights in {path}, got NaN or infinity in {name}",
             CheckpointError,
         )
-    return found
 
 
 def stats_names(state: Mapping[str, Tensor]) -> tuple[str, str] | None:

@@ -115,10 +115,12 @@ def _found(file: Path, data: "ImageSet", known: bool) -> dict[str, Any]:
     from ppr_core.checkpoints import is_result, read_head
     from ppr_core.models import MODELS
     from ppr_core.models.nearest import proposal
+    from ppr_core.weights import need_finite
 
     if is_result(file):
         return read_head(file).spec()
     state = tensors_of(file)
+    need_finite(state, file)
     fits = alternatives(state, data, file)
     need(
         fits and (known or len(fits) == 1),
