@@ -124,7 +124,8 @@ def alternatives(state: Mapping[str, Tensor], data: ImageSet, path: Path) -> lis
         data: labelled test images; a few hundred of them are taken.
         path: where the weights come from, for messages.
     """
-    found, data, pair = [], data.spread(TRIED), stats_names(state) or ()
+    found: list[Tried] = []
+    data, pair = data.spread(TRIED), stats_names(state) or ()
     state = {name: tensor for name, tensor in state.items() if name not in pair}
     for fit in fitting(MODELS, state):
         if fit.odd:
