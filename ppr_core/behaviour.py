@@ -13,7 +13,7 @@ from ppr_core.metrics import clean_accuracy
 from ppr_core.models import MODELS
 from ppr_core.models.base import CIFAR_STATS, IMAGENET_STATS, Network, Normalise, Stats
 from ppr_core.models.nearest import fitting, proposal
-from ppr_core.weights import matched
+from ppr_core.weights import matched, stats_names
 
 # How far a model read from a file may be from what its maker reports, percentage points.
 TOLERANCE = {"c_acc": 1.0, "asr": 2.0}
@@ -124,7 +124,9 @@ def alternatives(state: Mapping[str, Tensor], data: ImageSet, path: Path) -> lis
         data: labelled test images; a few hundred of them are taken.
         path: where the weights come from, for messages.
     """
-    found, data = [], data.spread(TRIED)
+    found: list[Tried] = []
+    data, pair = data.spread(TRIED), stats_names(state) or ()
+    state = {name: tensor for name, tensor in state.items() if name not in pair}
     for fit in fitting(MODELS, state):
         if fit.odd:
             break  # they stand in order

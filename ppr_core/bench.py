@@ -62,22 +62,24 @@ class BenchTrigger(Replayed):
             DataError: no test images, several target labels, or images of other data.
         """
         head = read_head(Path(self.path))
-        parts = {"test": head.stored("test", self.images), "train": None}
-        parts["train"] = head.stored("train", self.images)
-        clean, triggered, found = [], [], {}
+        clean: list[Tensor] = []
+        triggered: list[Tensor] = []
+        found: dict[str, Tensor] = {}
         for name, own in (("test", test), ("train", data)):
-            if parts[name] is None and name == "train":  # what some attacks do not leave behind
+            part = head.stored(name, self.images)
+            if part is None and name == "train":  # what some attacks do not leave behind
                 continue
-            stored = fits(parts[name], own, f"{self.path}: triggered {name} images")
+            images = need(own, f"expected {name} images, to find the stored ones' twins, got none")
+            stored = fits(part, images, f"{self.path}: triggered {name} images")
             targets = stored.labels.unique().tolist()
             need(
                 targets == [self.target],
                 f"expected the target label {self.target} in {self.path}, got {targets[:5]}",
                 DataError,
             )
-            clean.append(own.images[stored.indices.to(own.device)].cpu())
-            triggered.append(stored.images(own))
-            found |= {f"{name}_indices": stored.indices}
+            clean.append(images.images[stored.indices.to(images.device)].cpu())
+            triggered.append(stored.images(images))
+            found[f"{name}_indices"] = stored.indices
         return {"clean": torch.cat(clean), "triggered": torch.cat(triggered), **found}
 
     def poison(self, data: ImageSet, *, seed: int, state: State) -> Poisoned:

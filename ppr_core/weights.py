@@ -169,6 +169,9 @@ def matched(state: Mapping[str, Tensor], model: nn.Module, path: Path) -> State:
     """
     need(state, f"expected tensors by name in {path}, got none", CheckpointError)
     own = model.state_dict()
+    if pair := stats_names(state):
+        _check_stats(model, [state[name] for name in pair], path)
+        state = {name: tensor for name, tensor in state.items() if name not in pair}
     fixed = {name: t for name, t in own.items() if name.startswith("normalise.")}
     for names in (state, unwrapped(state)):
         found = fixed | {renamed(name, own, model): tensor for name, tensor in names.items()}
@@ -182,10 +185,49 @@ def matched(state: Mapping[str, Tensor], model: nn.Module, path: Path) -> State:
         raise CheckpointError(
             f"{path} does not fit the model: {told}{error}; {proposal(MODELS, state)}"
         ) from None
-    for name, tensor in found.items():
+    need_finite(found, path)
+    return found
+
+
+def need_finite(state: Mapping[str, Tensor], path: Path) -> None:
+    """Raise CheckpointError where a weight is NaN or infinite."""
+    for name, tensor in state.items():
         need(
             tensor.is_meta or not tensor.is_floating_point() or bool(tensor.isfinite().all()),
             f"expected finite weights in {path}, got NaN or infinity in {name}",
             CheckpointError,
         )
-    return found
+
+
+def stats_names(state: Mapping[str, Tensor]) -> tuple[str, str] | None:
+    """Return the names of mean and spread where a file holds those of its model's first layer."""
+    for name, tensor in state.items():
+        other = f"{name.removesuffix('mean')}std"
+        alike = name.rpartition(".")[2] == "mean" and other in state and tensor.numel() in (1, 3)
+        if alike and state[other].numel() == tensor.numel():
+            return name, other
+    return None
+
+
+def stats_of(state: Mapping[str, Tensor]) -> tuple[list[float], list[float]] | None:
+    """Return mean and spread, channel by channel, where a file holds them; see `stats_names`."""
+    if (names := stats_names(state)) is None:
+        return None
+    mean, std = (state[name].flatten().tolist() * (3 // state[name].numel()) for name in names)
+    return mean, std
+
+
+def _check_stats(model: nn.Module, stats: list[Tensor], path: Path) -> None:
+    """Raise CheckpointError where a file normalises otherwise than its model here does."""
+    layer = getattr(model, "normalise", None)
+    for name, theirs in zip(("mean", "std"), stats, strict=True):
+        ours = getattr(layer, name, None)
+        if ours is None or ours.is_meta or theirs.is_meta:
+            continue
+        told = f"{ours.flatten().tolist()} of the model; set mean and std as the file has them"
+        same = torch.broadcast_to(theirs.flatten().float(), (3,)) - ours.flatten().cpu()
+        need(
+            bool(same.abs().max() < 1e-3),
+            f"{path} holds {name} {theirs.flatten().tolist()} of its input, which is not {told}",
+            CheckpointError,
+        )

@@ -116,7 +116,8 @@ def resolve(arguments: argparse.Namespace) -> tuple[str, "Plan"]:
     values["attacks"] = {label: {**values.get("attacks", {}).get(label, {}), **attack}}
     values["defenses"] = {"ep": values.get("defenses", {}).get("ep", {})}
     values = read(None, arguments.set, values)
-    values["model"] = normalised(values["model"], arguments.mean, arguments.std)
+    stats = (arguments.mean, arguments.std)
+    values["model"] = normalised(values["model"], *(stats if any(stats) else file_stats(first)))
     values |= {"rho_grid": [], "notebooks": [], "clean_control": False}
     files = {"clean": arguments.clean, label: first, f"{label}/purified": arguments.purified}
     values["checkpoints"] = {name: file for name, file in files.items() if file}
@@ -219,6 +220,22 @@ def _leave_out(values: dict[str, Any], label: str, arguments: argparse.Namespace
             out.append("QRA: it needs a surrogate, EP or --clean")
     for text in out:
         print(f"left out  {text}")
+
+
+def file_stats(file: str) -> tuple[str | None, str | None]:
+    """Return mean and spread as flags give them, where a file of weights holds them."""
+    from ppr_core.bench import tensors_of
+    from ppr_core.weights import stats_of
+
+    try:
+        found = stats_of(tensors_of(Path(file)))
+    except CheckpointError:  # what is wrong with it is said where it is read
+        found = None
+    if found is None:
+        return None, None
+    mean, std = (",".join(map(str, part)) for part in found)
+    print(f"model     normalised by what {file} holds: mean {mean}, std {std}")
+    return mean, std
 
 
 def normalised(spec: dict[str, Any], mean: str | None, std: str | None) -> dict[str, Any]:

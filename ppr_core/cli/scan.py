@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppr_core.cli.evaluate import add_model, normalised
+from ppr_core.cli.evaluate import add_model, file_stats, normalised
 from ppr_core.cli.study import override, read
 from ppr_core.errors import CheckpointError, need
 
@@ -99,6 +99,7 @@ def _read(
         data = ImageSet(data.images, data.labels, tuple(map(str, range(classes))))
     if not {"name", "model"} & set(spec):
         spec = _found(file, data, known) | spec
+    stats = stats if any(stats) else file_stats(str(file))
     model = build(normalised(spec, *stats), data.num_classes, seed=0)
     model.load_state_dict(weights_of(file, model))
     model.to(data.device).eval()
@@ -114,10 +115,12 @@ def _found(file: Path, data: "ImageSet", known: bool) -> dict[str, Any]:
     from ppr_core.checkpoints import is_result, read_head
     from ppr_core.models import MODELS
     from ppr_core.models.nearest import proposal
+    from ppr_core.weights import need_finite
 
     if is_result(file):
         return read_head(file).spec()
     state = tensors_of(file)
+    need_finite(state, file)
     fits = alternatives(state, data, file)
     need(
         fits and (known or len(fits) == 1),

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ppr_core.attacks import Trigger
 from ppr_core.attacks.base import prepared
 from ppr_core.attacks.replayed import Replayed
-from ppr_core.behaviour import alternatives, need_behaviour, other_normalisation
+from ppr_core.behaviour import Tried, alternatives, need_behaviour, other_normalisation
 from ppr_core.bench import tensors_of, weights_of
 from ppr_core.errors import CheckpointError, ConfigError, need
 from ppr_core.lab.checks import check
@@ -108,7 +108,8 @@ def known_trigger(plan: Plan, attack: str) -> Trigger:
     Raises:
         DataError: files that are missing, or that do not fit the images.
     """
-    method, state = plan.attacks[attack], {}
+    method = plan.attacks[attack]
+    state: dict[str, Tensor] = {}
     if isinstance(method, Replayed):
         state = prepared(method, plan.images, rng=torch.Generator().manual_seed(0))
     return Trigger(method, {name: t.to(plan.device) for name, t in state.items()})
@@ -155,7 +156,8 @@ def _chance(plan: Plan, file: Path, model: nn.Module, found: Record) -> list[str
 
 def _hints(plan: Plan, file: Path, model: nn.Module, c_acc: float) -> str:
     """Say what the weights fit as well, and how well each does on the data."""
-    hints, tried = [], []
+    hints: list[str] = []
+    tried: list[Tried] = []
     with contextlib.suppress(ConfigError):
         tried = alternatives(tensors_of(file), plan.images.test, file)
     if len(tried) > 1 or (tried and tried[0].c_acc > c_acc):

@@ -107,7 +107,7 @@ def place(tmp_path, monkeypatch, store, victim):
     return tmp_path
 
 
-BASE = ["evaluate", "--backdoored", "theirs.pt", "--dataset", "mine.py:Tiny"]
+BASE = ["evaluate", "--backdoored", "theirs.pt", "--dataset", "mine.py:Tiny", "-p", "reserve=32"]
 WRONG = ["--model", "resnet18", "-p", "model.width=4", "-p", "model.blocks=1"]
 RIGHT = ["--model", "resnet18_pooled", "-p", "model.width=4", "-p", "model.blocks=1"]
 RIGHT += ["-p", "model.stem=3"]
@@ -134,7 +134,7 @@ def test_a_missing_max_pool_does_not_come_out_silently_wrong(place, capsys, stor
     assert c_acc > 90 and asr > 95
     expected = ["--expect-c-acc", f"{c_acc:.1f}", "--expect-asr", f"{asr:.1f}"]
     message = rf"theirs.pt: expected C-Acc {c_acc:.1f}\d* within 1 points, got \d.*"
-    message += r"resnet18_pooled with stem=3 and width=4 and blocks=1: (9\d|100)"
+    message += r"resnet18_pooled with width=4 and blocks=1 and stem=3: (9\d|100)"
     refused([*BASE, *PATCH, *WRONG, *expected], capsys, store, message)
 
 
@@ -197,7 +197,7 @@ def test_backdoorbenchs_files_bring_trigger_architecture_and_poisons(place, caps
     kept = {name: content[name] for name in ("model_name", "num_classes", "model")}
     torch.save(kept, "defense_result.pt")
     words = ["evaluate", "--backdoored", "attack_result.pt", "--purified", "defense_result.pt"]
-    words += ["--dataset", "mine.py:Tiny"]
+    words += BASE[3:]
     # Without --model it is theirs: 64 channels and a stem of 7 pixels, which these weights are not.
     refused(words, capsys, store, "fits resnet18 with width=4 .* resnet18_pooled with")
     words += [*RIGHT, *SHORT, "--expect-asr", f"{victim[2]:.1f}"]
@@ -220,7 +220,7 @@ def test_a_users_architecture_with_settings_and_normalisation(place, capsys, mon
     taken = []
     net = evaluate_bare(width=6)
     torch.save(net.state_dict(), "bare.pt")
-    words = ["evaluate", "--backdoored", "bare.pt", "--dataset", "mine.py:Tiny", *PATCH, "--anyway"]
+    words = ["evaluate", "--backdoored", "bare.pt", *BASE[3:], *PATCH, "--anyway"]
     words += ["--model", "mine.py:Bare", "-p", "model.arguments.width=6"]
     assert main([*words, "--mean", "0.5,0.4,0.3", "--std", "0.2,0.2,0.2"]) == 0
     model = taken[0].setting.build(0)
@@ -301,3 +301,18 @@ def test_hostile_input_is_one_line_and_leaves_nothing(spoil, message, place, cap
 )
 def test_a_trigger_or_flag_that_cannot_be_is_refused(words, message, place, capsys, store):
     refused([*BASE, *RIGHT, *words], capsys, store, message)
+
+
+def test_the_files_own_normalisation_is_taken_and_held_to(place, capsys, monkeypatch, victim):
+    """As of a wrapper whose first part holds mean and std, and whose second is the network."""
+    monkeypatch.setattr(evaluate, "compute", lambda plan, *rest: taken.append(plan) or 0)
+    taken, layer = [], victim[0].normalise
+    wrapped = {f"1.{name}": tensor for name, tensor in torchvisions(victim[0]).items()}
+    stats = {"0.mean": layer.mean.clone(), "0.std": layer.std.clone()}
+    torch.save(stats | wrapped, "theirs.pt")
+    words = [*BASE, *PATCH, *RIGHT, "--expect-c-acc", f"{victim[1]:.1f}"]
+    assert main(words) == 0, capsys.readouterr().err
+    assert "model     normalised by what theirs.pt holds: mean 0.49" in capsys.readouterr().out
+    assert main([*words, "--mean", "0.1,0.1,0.1", "--std", "1,1,1"]) == 2
+    assert "of its input, which is not [0.1" in capsys.readouterr().err
+    assert len(taken) == 1

@@ -17,7 +17,7 @@ from ppr_core.models import build
 from ppr_core.models.wrap import wrap
 from ppr_core.reactivation.scan import Scan
 from ppr_core.reporting import stand_in
-from tests.cli.test_evaluate import POOLED, TEST, TINY_BUDGETS, torchvisions, victim
+from tests.cli.test_evaluate import POOLED, TEST, TINY_BUDGETS, Evil, torchvisions, victim
 from tests.conftest import TINY_STUDY, tiny_set
 from tests.models.test_wrap import After, drawn
 
@@ -41,7 +41,7 @@ def test_a_scan_finds_the_target_and_says_what_it_is_worth(place, capsys, victim
     words = ["scan", "theirs.pt", "--data", "images", *SHORT]
     assert main(words) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
-    assert "model    resnet18_pooled with stem=3 and width=4 and blocks=1, by names" in out
+    assert "model    resnet18_pooled with width=4 and blocks=1 and stem=3, by names" in out
     assert "BTI-DBF: label " in out and "votes by class: class0 " in out
     assert "Neural Cleanse: label 0 (class0); anomaly index by class: class0 " in out
     assert out.count("RA with it as a stand-in: ASR ") == 2
@@ -139,3 +139,30 @@ def test_the_correlation_by_hand():
     assert second.rho == pytest.approx(-1)
     assert "predicts" in str(first) and "does not predict" in str(second)
     assert "has not been measured" in stand_in.told()[0]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda s: torch.save(s | {"fc.bias": Evil()}, "theirs.pt"),
+            "expected weights in theirs.pt",
+        ),
+        (lambda s: torch.save(s | {"fc.bias": NAN}, "theirs.pt"), "NaN or infinity in fc.bias"),
+        (lambda s: torch.save({}, "theirs.pt"), "no registered architecture has such tensors"),
+        (
+            lambda s: os.truncate("images/class1/1.png", 60),
+            "class1/1.png: expected an image",
+        ),
+        (lambda s: os.rename("images/class1", "images/class9"), "expected a C-Acc of"),
+    ],
+)
+def test_hostile_input_is_one_line_and_leaves_nothing(spoil, message, place, capsys, victim):
+    spoil(torchvisions(victim[0]))
+    assert main(["scan", "theirs.pt", "--data", "images"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("error: ") == 1 and message in err.splitlines()[-1], err
+    assert not (place / "theirs_scan").exists() and not (place / "executed").exists()
+
+
+NAN = torch.full((4,), torch.nan)
