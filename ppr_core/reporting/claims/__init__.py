@@ -16,21 +16,6 @@ from ppr_core.reporting.claims.rules import rules
 from ppr_core.reporting.evidence import FRAMES, SETTING, Evidence
 from ppr_core.reporting.setting import OTHER, PAPER, paper_rho, with_settings
 
-__all__ = [
-    "CLAIMS",
-    "GRADES",
-    "Claim",
-    "Verdict",
-    "board",
-    "gather",
-    "judge",
-    "markdown",
-    "rules",
-    "scoreboard",
-    "tally",
-    "text",
-]
-
 CLAIMS = [*retuning.CLAIMS, *query.CLAIMS, *paths.CLAIMS, *pam.CLAIMS, *setting.CLAIMS]
 GRADES = ("decided", "indicated", "seen", "text")
 ENOUGH = 3  # seeds from which evidence is more than seen
