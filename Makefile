@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY := PASSIVE
 study: setup  ## the demo study on embedded data, with its report
 	$(BIN)/python -m ppr_core study params/demo.yaml
 
-test: style  ## every test, after style
+test: lint  ## every test, after style and types
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 style: setup

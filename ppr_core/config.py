@@ -24,16 +24,6 @@ from pydantic import (
 
 from ppr_core.errors import ConfigError, need
 
-__all__ = [
-    "Budget",
-    "Field",
-    "Settings",
-    "derive",
-    "digest",
-    "from_registry",
-    "load_own",
-]
-
 FILES = "ppr_own_"  # modules made from a user's files are called this, and a digest of the path
 
 

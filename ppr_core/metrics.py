@@ -31,11 +31,11 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 
 
 @torch.no_grad()
-def logits(model: nn.Module, images: Tensor, batch_size: int | None = None) -> Tensor:
+def logits(model: nn.Module, images: Tensor) -> Tensor:
     """Return the logits (N, classes), float32, of uint8 images (N, C, H, W) in eval mode."""
-    batch_size = batch_size or eval_batch(images.device)
+    parts = images.split(eval_batch(images.device))
     with evaluating(model), autocast(images.device):
-        return torch.cat([model(to_float(part)).float() for part in images.split(batch_size)])
+        return torch.cat([model(to_float(part)).float() for part in parts])
 
 
 def clean_accuracy(model: nn.Module, data: ImageSet) -> float:

@@ -36,7 +36,7 @@ class BtiP(Unlearning):
         Schedule(epochs=30, optimizer="adam", lr=1e-3), description="of the purifier, each round"
     )
 
-    def extend(self, model: nn.Module) -> nn.Module:
+    def extend(self, model: Any) -> Any:
         """Put a purifier, switched off, before the backbone."""
         place = next(model.parameters()).device
         channels = model.normalise.mean.shape[1]
@@ -56,12 +56,11 @@ class BtiP(Unlearning):
     ) -> Outcome:
         """Put a purifier before the model, switch it on, and train it alone, in rounds."""
         model.requires_grad_(False)
-        purified = self.extend(model).backbone
-        purified.share.fill_(1)
-        given = {"rng": rng, "validation": validation, "trigger": trigger}
+        self.extend(model).backbone.share.fill_(1)
+        given: dict[str, Any] = {"rng": rng, "validation": validation, "trigger": trigger}
         return super().tune(model, data, state, **given)
 
-    def hooks(self, model: nn.Module, mix: Mix, rng: torch.Generator) -> dict[str, Any]:
+    def hooks(self, model: Any, mix: Mix, rng: torch.Generator) -> dict[str, Any]:
         """Return the loss: the labels, features and images that there were before the trigger."""
         purified = model.backbone
 

@@ -8,7 +8,6 @@ from torch import nn
 from ppr_core.config import Field
 from ppr_core.defenses.parts.sharpness import sam_gradient
 from ppr_core.defenses.parts.unlearning import Mix, Stepping
-from ppr_core.training.fit import Schedule
 
 
 class BtiSam(Stepping):
@@ -20,11 +19,6 @@ class BtiSam(Stepping):
 
     source: ClassVar[str] = "Min et al. 2024, arXiv:2410.09838, Table 11; Foret et al. 2021"
 
-    tuning: Schedule = Field(
-        Schedule(epochs=30, lr=0.01, momentum=0.1), description="of the classifier, each round"
-    )
-    reversed_share: float = Field(0.2, ge=0, le=1, description="triggered images, share of a batch")
-    rounds: int = Field(3, ge=1, description="rounds of inversion and tuning")
     rho: float = Field(0.1, ge=0, description="L2 length of the ascent, over all weights")
 
     def hooks(self, model: nn.Module, mix: Mix, rng: torch.Generator) -> dict[str, Any]:

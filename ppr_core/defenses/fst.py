@@ -8,16 +8,15 @@ from torch.nn import functional as F
 
 from ppr_core.config import Field
 from ppr_core.data.images import ImageSet
-from ppr_core.defenses.base import Defense
 from ppr_core.defenses.finetune import draw_head, keep_norm
-from ppr_core.defenses.parts.selection import strongest
+from ppr_core.defenses.parts.selection import ChoosingByFloor
 from ppr_core.method import Outcome, fork
 from ppr_core.models.base import Classifier
 from ppr_core.runtime import Record
 from ppr_core.training.fit import Loss, Schedule, fit
 
 
-class Fst(Defense):
+class Fst(ChoosingByFloor):
     """Draw the head anew and tune all weights under a penalty on its inner product with the old.
 
     After every step the head's weight (not its bias) is scaled back to the norm that it had in
@@ -29,16 +28,11 @@ class Fst(Defense):
 
     source: ClassVar[str] = "Min et al. 2023, arXiv:2310.01875, alg. 1; Min et al. 2024, sec. B.2"
     needs: ClassVar[tuple[str, ...]] = ("linear",)
+    chosen: ClassVar[str] = "alpha"
 
     alpha: float = Field(0.1, ge=0, description="weight of the penalty")
     alpha_grid: list[Annotated[float, Field(ge=0)]] = Field(
         [], description="grid to choose alpha from, by validation C-Acc; empty: take alpha"
-    )
-    c_acc_drop: float = Field(
-        2.5, ge=0, description="validation accuracy that a chosen alpha may cost, percentage points"
-    )
-    c_acc_floor: float | None = Field(
-        None, ge=0, le=100, description="validation accuracy to keep instead, percent; none: a drop"
     )
     schedule: Schedule = Field(Schedule(epochs=10, lr=0.01, decay="cosine"), description="tuning")
 
@@ -51,27 +45,13 @@ class Fst(Defense):
         validation: ImageSet | None = None,
     ) -> Outcome:
         """Tune, at one alpha or at the largest of a grid that keeps the accuracy."""
-        if not self.alpha_grid:
-            return Outcome(model, self._tune(model, data, self.alpha, rng, "tune"))
-        alphas = sorted(self.alpha_grid, reverse=True)
-        history, info = strongest(
-            model,
-            validation,
-            alphas,
-            lambda alpha: self._tune(model, data, alpha, rng),
-            name="alpha",
-            drop=self.c_acc_drop,
-            floor=self.c_acc_floor,
+        history, info = self.choose(
+            model, validation, lambda alpha: self._tune(model, data, alpha, rng)
         )
         return Outcome(model, history, info)
 
     def _tune(
-        self,
-        model: Classifier,
-        data: ImageSet,
-        alpha: float,
-        rng: torch.Generator,
-        resume: str = "",
+        self, model: Classifier, data: ImageSet, alpha: float, rng: torch.Generator
     ) -> list[Record]:
         head = model.linear
         old, keep = head.weight.detach().clone(), keep_norm(head.weight)
@@ -84,7 +64,7 @@ class Fst(Defense):
             loss=shift_loss(model, old, alpha),
             after_step=keep,
             capturable=True,
-            resume=resume,
+            resume="" if self.alpha_grid else "tune",
         )
 
 

@@ -15,7 +15,7 @@ from ppr_core.method import Outcome
 from ppr_core.metrics import clean_accuracy
 from ppr_core.models.base import clone
 from ppr_core.runtime import autocast
-from ppr_core.training.fit import Gradient, Schedule
+from ppr_core.training.fit import Gradient
 from ppr_core.weights import moved, norm, recalibrate, scaled_to
 
 
@@ -31,11 +31,6 @@ class Pam(Stepping):
 
     source: ClassVar[str] = "Min et al. 2024, arXiv:2410.09838, sec. 4.2, Algorithm 1"
 
-    tuning: Schedule = Field(
-        Schedule(epochs=30, lr=0.01, momentum=0.1), description="of the classifier, each round"
-    )
-    reversed_share: float = Field(0.2, ge=0, le=1, description="triggered images, share of a batch")
-    rounds: int = Field(3, ge=1, description="rounds of inversion and tuning")
     rho: float = Field(0.5, ge=0, description="L2 length of the move back, over all weights")
     clip_to_segment: bool = Field(False, description="never move beyond the backdoored model")
     per_layer_norm: bool = Field(

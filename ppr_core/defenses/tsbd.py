@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from ppr_core.config import Field
 from ppr_core.data.images import ImageSet
-from ppr_core.defenses.base import Defense
 from ppr_core.defenses.parts.forgetting import forget
-from ppr_core.defenses.parts.selection import strongest
+from ppr_core.defenses.parts.selection import Choosing
 from ppr_core.defenses.parts.sharpness import sam_gradient
 from ppr_core.method import Outcome, fork
 from ppr_core.models.base import clone, convolutions
@@ -21,7 +20,7 @@ FORGET = Schedule(epochs=1000, lr=1e-4, batch_size=256)
 TUNING = Schedule(epochs=20, lr=0.01, batch_size=256)
 
 
-class Tsbd(Defense):
+class Tsbd(Choosing):
     """Zero weights of the neurons that change most when the clean task is unlearnt, then tune.
 
     Tuning penalises the gradient's norm, so that the neurons do not become as active again.
@@ -33,6 +32,7 @@ class Tsbd(Defense):
     version: ClassVar[int] = 2
     source: ClassVar[str] = "Lin et al. 2024, arXiv:2405.20291"
     needs: ClassVar[tuple[str, ...]] = ("convolutions",)
+    chosen: ClassVar[str] = "n"
 
     forgetting: Schedule = Field(FORGET, description="ascent on the clean loss, at the most")
     forgotten: float | None = Field(
@@ -41,9 +41,6 @@ class Tsbd(Defense):
     n: float = Field(0.15, ge=0, le=1, description="neurons that are reset, share of all")
     n_grid: list[Annotated[float, Field(ge=0, le=1)]] = Field(
         [], description="choose n from these, by validation C-Acc after tuning; empty: use n"
-    )
-    c_acc_drop: float = Field(
-        2.0, ge=0, description="validation accuracy that a chosen n may cost, percentage points"
     )
     m: float = Field(0.7, ge=0, le=1, description="weights zeroed, share of those neurons' weights")
     radius: float = Field(0.05, ge=0, description="distance of the tuning's second gradient")
@@ -71,18 +68,10 @@ class Tsbd(Defense):
         if not told or told[-1]["accuracy"] > floor:
             doubts = [f"unlearning ended above {floor:.4g} % accuracy: raise forgetting.lr"]
         info: dict[str, Any] = {"n": self.n, "forgetting_epochs": len(told)}
-        if not self.n_grid:
-            history, zeroed = self._reset_and_tune(model, data, changes, self.n, rng, "tune")
-        else:
-            (history, zeroed), chosen = strongest(
-                model,
-                validation,
-                sorted(self.n_grid, reverse=True),
-                lambda n: self._reset_and_tune(model, data, changes, n, rng),
-                name="n",
-                drop=self.c_acc_drop,
-            )
-            info |= chosen
+        (history, zeroed), chosen = self.choose(
+            model, validation, lambda n: self._reset_and_tune(model, data, changes, n, rng)
+        )
+        info |= chosen
         doubts += info.get("warnings", [])
         return Outcome(model, history, info | {"zeroed": zeroed, "warnings": doubts})
 
@@ -93,7 +82,6 @@ class Tsbd(Defense):
         changes: Mapping[str, Tensor],
         n: float,
         rng: torch.Generator,
-        resume: str = "",
     ) -> tuple[list[Record], int]:
         zeroed = reset(model, changes, n, self.m)
         gradient = sam_gradient(
@@ -103,7 +91,7 @@ class Tsbd(Defense):
             share=self.alpha,
             freeze_bn_model=model,
         )
-        draws = fork(rng, "tune")
+        draws, resume = fork(rng, "tune"), "" if self.n_grid else "tune"
         return fit(model, data, self.schedule, rng=draws, gradient=gradient, resume=resume), zeroed
 
 

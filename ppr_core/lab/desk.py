@@ -15,11 +15,12 @@ from ppr_core.config import derive
 from ppr_core.errors import need
 from ppr_core.lab.graph import Stage
 from ppr_core.lab.measures import Measure
-from ppr_core.lab.reader import Reader, learnt
+from ppr_core.lab.reader import LEARNT, Reader
 from ppr_core.lab.store import Run, Store
 from ppr_core.method import Cost, Result, measuring
 from ppr_core.metrics import attack_success_rate, clean_accuracy, evaluate, triggered
 from ppr_core.runtime import Record, session
+from ppr_core.weights import under
 
 CURVE_IMAGES = 500  # test images behind each point of a training curve
 LOG_EVERY_S = 5.0  # epochs are logged in batches: a request each would slow short trainings
@@ -150,7 +151,7 @@ def _trained(lab: Lab, stage: Stage) -> Result:
     result = Result.of(outcome)
     result.metrics |= {"c_acc": clean_accuracy(outcome.model, images.test)}
     if stage.kind == "backdoored":
-        state = state | learnt(outcome.tensors)
+        state = state | under(outcome.tensors, LEARNT)
         trigger = Trigger(stage.method, {name: t.to(place) for name, t in state.items()})
         stamped = triggered(images.test, trigger, trigger.target)
         result.metrics["asr"] = attack_success_rate(outcome.model, stamped)

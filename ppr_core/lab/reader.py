@@ -11,6 +11,9 @@ from ppr_core.lab.store import Run, Store
 from ppr_core.method import Result
 from ppr_core.metrics import triggered
 from ppr_core.models.base import Network, check_same_shapes
+from ppr_core.weights import under
+
+LEARNT = "trigger."  # what an attack has learnt of its trigger, of its outcome's tensors
 
 
 class Reader:
@@ -51,11 +54,7 @@ class Reader:
         model = stage.setting.build(stage.cell.seed)
         if (defense := defense_of(stage)) is not None:
             defense.extend(model)
-        weights = {
-            name.removeprefix("model."): tensor
-            for name, tensor in self.result(stage).tensors.items()
-            if name.startswith("model.")
-        }
+        weights = under(self.result(stage).tensors, "model.")
         check_same_shapes(weights, model.state_dict())
         model.load_state_dict(weights)
         return model.to(stage.setting.place).eval()
@@ -67,7 +66,7 @@ class Reader:
         if prepared := victim.parent("prepared"):
             state |= self.result(prepared).tensors
         if self.cached(victim):
-            state |= learnt(self.result(victim).tensors)
+            state |= under(self.result(victim).tensors, LEARNT)
         state = {name: tensor.to(stage.setting.place) for name, tensor in state.items()}
         return Trigger(victim.method, state)
 
@@ -130,9 +129,3 @@ def defense_of(stage: Stage) -> Defense | None:
     while stage.kind != "purified" and stage.parents:
         stage = stage.parents[0]
     return stage.method if isinstance(stage.method, Defense) else None
-
-
-def learnt(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return what an attack has learnt of its trigger, of its outcome's tensors."""
-    marked = ((k, t) for k, t in tensors.items() if k.startswith("trigger."))
-    return {name.removeprefix("trigger."): tensor for name, tensor in marked}

@@ -115,7 +115,6 @@ class Store:
         *,
         tags: Mapping[str, str],
         params: Mapping[str, Any] | None = None,
-        parent: str | None = None,
         note: str = "",
         colour: str = "",
         dataset: Mapping[str, str] | None = None,
@@ -127,14 +126,11 @@ class Store:
             name: that a person reads.
             tags: get the prefix `ppr.`.
             params: settings.
-            parent: id of the run that it is shown under.
             note: shown on the run's page.
             colour: of its lines in the UI's charts, as #rrggbb; one of the UI's choice else.
             dataset: that it was trained or measured on: name, digest, source and profile.
         """
         marked = {f"ppr.{tag}": str(value) for tag, value in tags.items()} | marks()
-        if parent:
-            marked["mlflow.parentRunId"] = parent
         if note:
             marked["mlflow.note.content"] = note
         if colour:

@@ -12,6 +12,7 @@ from ppr_core.errors import ConfigError, need
 from ppr_core.models.base import PIXELS, Capped, Network, Stats
 
 STOPS = nn.modules.pooling._MaxPoolNd  # a map before it is no better than the one behind it
+SIDE = 32  # of the noise that a network of any size is tried on, pixels
 NORMS = nn.LayerNorm | nn.GroupNorm | nn.modules.batchnorm._BatchNorm
 
 
@@ -34,7 +35,6 @@ def wrap(
     stats: Stats = PIXELS,
     size: int | None = None,
     head: str = "",
-    side: int = 32,
     num_classes: int | None = None,
 ) -> Network:
     """Return a classifier of a copy of any module that maps images to logits.
@@ -49,7 +49,6 @@ def wrap(
         stats: mean and spread of its input, channel by channel; else it takes pixels in [0, 1].
         size: side that images are resized to, pixels.
         head: name of the last layer, where it is not the last nn.Linear that runs.
-        side: of the noise that it is tried on, pixels, where `size` is not given.
         num_classes: how many it must tell apart; none: as many as it does.
 
     Raises:
@@ -61,7 +60,7 @@ def wrap(
     parameter = next(module.parameters(), None)
     if parameter is None:
         raise ConfigError(f"expected a model with weights, got a {type(module).__name__}")
-    shape = (2, max(3, len(stats[0])), *2 * [size or side])
+    shape = (2, max(3, len(stats[0])), *2 * [size or SIDE])
     drawn = torch.rand(shape, generator=torch.Generator().manual_seed(0), device="cpu")
     probe = drawn.to(parameter.device)
     last, answer = _run(module, probe)

@@ -35,19 +35,16 @@ def along(direction: Direction) -> Perturb:
     return perturb
 
 
-def aimed(data: ImageSet, target: int, *, include_target: bool = False) -> ImageSet:
+def aimed(data: ImageSet, target: int) -> ImageSet:
     """Label images with the target, those of its own class left out.
 
     Args:
         data: images with their true labels.
         target: the label that a perturbation has to reach.
-        include_target: keep the target class, as the authors' code does for its C-ASR.
 
     Raises:
         DataError: every image is of the target class.
     """
-    if include_target:
-        return data.with_labels(torch.full_like(data.labels, target))
     return triggered(data, lambda images: images, target)
 
 
@@ -115,8 +112,6 @@ def sweep(
     stamped: ImageSet,
     perturb: Perturb,
     budgets: Sequence[float],
-    *,
-    include_target: bool = False,
 ) -> list[dict[str, Any]]:
     """Return one row a model and budget: model, eps, c_asr and p_asr (percent).
 
@@ -125,7 +120,7 @@ def sweep(
 
     Source: Min et al. 2024, arXiv:2410.09838, sec. 3.3.
     Differs from the authors' code: theirs counts images of the target class in C-ASR, where an
-    unharmed model then has the share of that class; `include_target` does the same.
+    unharmed model then has the share of that class.
 
     Args:
         models: by name: purified, clean, EP, ...
@@ -133,9 +128,8 @@ def sweep(
         stamped: `metrics.triggered` test images.
         perturb: the perturbation.
         budgets: largest changes of a pixel, in [0, 1].
-        include_target: count clean images of the target class.
     """
-    clean = aimed(test, int(stamped.labels[0]), include_target=include_target)
+    clean = aimed(test, int(stamped.labels[0]))
     c_asr = success_rates(models, clean, perturb, budgets)
     p_asr = success_rates(models, stamped, perturb, budgets)
     return [

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy import stats
 
 from ppr_core.reporting.results import PURIFIED_BELOW
-from ppr_core.reporting.setting import OTHER, PAPER, SMALLER, level_of, paper_rho
+from ppr_core.reporting.setting import PAPER, SMALLER, level_of, paper_rho, with_scale
 
 # The paper's baselines. It chooses ANP's threshold by test ASR, as `anp_oracle` does.
 BASELINES = ["anp_oracle", "ibau", "ft_sam", "fst", "bti"]
@@ -42,9 +42,7 @@ class Evidence:
         if not len(rows):
             return rows
         rows = rows[(rows["status"] == "done") & (rows["attack"] != "none")]
-        for column, default in (("level", OTHER), ("scale", "scale not recorded")):
-            known = rows[column] if column in rows else pd.Series(None, rows.index, dtype=object)
-            rows = rows.assign(**{column: known.astype(object).where(known.notna(), default)})
+        rows = with_scale(rows)
         same = [*CELL, "seed", "rho", "ra_poisons", "scale"]
         return rows.drop_duplicates([c for c in same if c in rows]).reset_index(drop=True)
 

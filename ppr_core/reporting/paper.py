@@ -5,7 +5,7 @@ from importlib import resources
 import pandas as pd
 
 from ppr_core.reporting.evidence import SETTING
-from ppr_core.reporting.setting import OTHER, PAPER, PRETRAINED, paper_rho
+from ppr_core.reporting.setting import PAPER, PRETRAINED, paper_rho, with_scale
 
 # The paper's names that are not ours. Its ANP is the one whose threshold test ASR chooses.
 NAMES = {"ftsam": "ft_sam", "attack": "none", "tiny": "tiny_imagenet", "anp": "anp_oracle"}
@@ -61,7 +61,7 @@ def averages() -> pd.DataFrame:
     return table[table["attack"] == AVERAGE][["table", *MEANINGS, "rho", "figure", "paper"]]
 
 
-def compare(rows: pd.DataFrame, like: str = "", *, other_scale: bool = False) -> pd.DataFrame:
+def compare(rows: pd.DataFrame, *, other_scale: bool = False) -> pd.DataFrame:
     """Return the paper's number, ours, their difference, and our spread, where both exist.
 
     Cells are matched by data set, model, poisoning rate, attack, defense, and PAM's rho: that of
@@ -71,11 +71,9 @@ def compare(rows: pd.DataFrame, like: str = "", *, other_scale: bool = False) ->
 
     Args:
         rows: `results.cells` of one or several studies.
-        like: name that the rows' data set shall go by, such as "cifar10" for a copy of CIFAR-10
-            that was read through `folder`.
         other_scale: compare what was made at another scale, which a column `scale` tells.
     """
-    measured = _measured(rows, like, other_scale=other_scale)
+    measured = _measured(rows, other_scale=other_scale)
     theirs = numbers()
     pam = theirs["defense"] == "pam"
     long = pd.concat(
@@ -91,13 +89,10 @@ def compare(rows: pd.DataFrame, like: str = "", *, other_scale: bool = False) ->
     return both[[*ORDER, "scale"] if other_scale else ORDER]
 
 
-def _measured(rows: pd.DataFrame, like: str, *, other_scale: bool) -> pd.DataFrame:
+def _measured(rows: pd.DataFrame, *, other_scale: bool) -> pd.DataFrame:
     """Return our figures, one row a cell, seed and figure, of the scale asked for."""
     done = rows[rows["status"] == "done"]
-    done = done.assign(dataset=like) if like else done
-    for column, default in (("level", OTHER), ("scale", "scale not recorded")):
-        known = done[column] if column in done else pd.Series(None, done.index, dtype=object)
-        done = done.assign(**{column: known.astype(object).where(known.notna(), default)})
+    done = with_scale(done)
     done = done[(done["level"] == PAPER) != other_scale]
     same = [*MEANINGS, "rho", "scale", "seed"]
     long = done.melt(same, FIGURES, "figure", "ours").dropna(subset="ours")

@@ -49,9 +49,9 @@ def write(plan: Plan, store: Store, evidence: Evidence) -> Path:
         table=[_line(row, heads) for _, row in summary.iterrows()],
         seeds=plan.study.seeds,
         findings=[*results.findings(rows), claims.tally(verdicts) + "."],
-        claims=[_claim(verdict) for verdict in verdicts],
+        claims=verdicts,
         rules=claims.rules()["version"],
-        tables=[_table(table) for table in tables.all_tables(union) if table.filled[0]],
+        tables=[table for table in tables.all_tables(union) if table.filled[0]],
         numbers=[_beside(row) for _, row in paper.compare(union, other_scale=True).iterrows()],
         figures=_figures(plan, store),
         settings=yaml.safe_dump(plan.study.model_dump(), sort_keys=False),
@@ -81,33 +81,6 @@ def _line(row: "results.pd.Series", heads: Iterable[str]) -> dict[str, Any]:
         "mark": "woken" if woken else "",
         "further": [results.cell_text(row, name) for name in heads],
         **figures,
-    }
-
-
-def _claim(verdict: claims.Verdict) -> dict[str, Any]:
-    """Return a verdict as texts: the word, what it is worth, and what it rests on."""
-    return {
-        "claim": f"{verdict.number}. {verdict.claim}",
-        "verdict": verdict.verdict,
-        "grade": verdict.grade,
-        "mark": verdict.verdict.replace(" ", "-"),
-        "ours": verdict.ours or f"needs {verdict.needs}",
-        "rests": "; ".join(part for part in (verdict.rests, verdict.left_out) if part),
-        "paper": verdict.paper,
-        "tables": verdict.tables,
-    }
-
-
-def _table(table: tables.Printed) -> dict[str, Any]:
-    """Return a table of the paper for the template: two header rows, and pairs of texts."""
-    groups = [(group, 2) for group, _ in table.heads[::2]]
-    lines = [(label, list(zip(ours, theirs, strict=True))) for label, ours, theirs in table.lines]
-    return {
-        "caption": table.caption(),
-        "groups": groups,
-        "metrics": [metric for _, metric in table.heads],
-        "lines": lines,
-        "notes": table.notes,
     }
 
 

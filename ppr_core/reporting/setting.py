@@ -99,6 +99,14 @@ def with_settings(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
     return made
 
 
+def with_scale(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return cells with a level and a scale, those too that tell of none."""
+    for column, default in (("level", OTHER), ("scale", "scale not recorded")):
+        known = rows[column] if column in rows else pd.Series(None, rows.index, dtype=object)
+        rows = rows.assign(**{column: known.astype(object).where(known.notna(), default)})
+    return rows
+
+
 def level_of(parts: Sequence[str]) -> str:
     """Return the level of a setting from what differs; what the protocol fixes makes it another."""
     if any(part.startswith(PROTOCOL) or DEFENSE in part for part in parts):

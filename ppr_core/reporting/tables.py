@@ -101,14 +101,12 @@ class Printed:
         return ["", *(f"-{mark}: {why}" for mark, why in self.notes.items())] if self.notes else []
 
 
-def all_tables(rows: pd.DataFrame, like: str = "") -> list[Printed]:
+def all_tables(rows: pd.DataFrame) -> list[Printed]:
     """Return Tables 1 to 11 from the union of the studies that hold their cells.
 
     Args:
         rows: `results.cells` of all studies.
-        like: as for `paper.compare`.
     """
-    rows = rows.assign(dataset=like) if like else rows
     beside = paper.compare(rows)
     return [_printed(number, rows, beside) for number in TITLES]
 

@@ -144,7 +144,7 @@ def test_squares_shrink():
     start, rng = torch.zeros(1, 3, 32, 32), torch.Generator().manual_seed(0)
     sides = []
     for done in (0.0, 0.05, 0.5, 0.9):
-        changed = QUERIES._changed(start, done, rng)[0, 0] != 0
+        changed = QUERIES._with_square(start, done, rng)[0, 0] != 0
         sides.append(int(changed.any(0).sum()))
         assert int(changed.sum()) == sides[-1] ** 2, "not a square"
     assert sides == [29, 10, 4, 2]  # 0.8 of the area, then an eighth, 1/64, 1/256 of that

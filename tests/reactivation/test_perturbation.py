@@ -82,19 +82,16 @@ def test_sweep_rows_of_clean_and_triggered_images():
     assert [row["p_asr"] for row in rows] == [0, 100, 100]
 
 
-def test_the_target_class_is_left_out_unless_asked_for():
+def test_the_target_class_is_left_out():
     data = tiny_set(40)
     assert len(aimed(data, 0)) == 30
-    assert len(aimed(data, 0, include_target=True)) == 40
-    # A perfect model that no perturbation harms: 0, or the share of the class.
+    # A perfect model that no perturbation harms.
     perfect = nn.Module()
     perfect.forward = lambda images: torch.eye(2)[(images.flatten(1).mean(1) < 0.3).long()]
     mixed = grey(200, 4).with_labels(torch.zeros(4, dtype=torch.int64)) + grey(20, 12)
     stamped, nothing = aimed(mixed, 0), along(torch.zeros_like)
     assert clean_accuracy(perfect, mixed) == 100
-    for include, expected in ((False, 0.0), (True, 25.0)):
-        rows = sweep({"m": perfect}, mixed, stamped, nothing, [EPS], include_target=include)
-        assert rows[0]["c_asr"] == expected
+    assert sweep({"m": perfect}, mixed, stamped, nothing, [EPS])[0]["c_asr"] == 0.0
 
 
 def test_a_constant_model_is_always_reached():

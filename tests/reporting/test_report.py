@@ -9,7 +9,7 @@ from ppr_core.reporting import claims, report, results
 from ppr_core.reporting.evidence import Evidence
 
 ROW = {
-    **dict.fromkeys(results.COLUMNS),
+    **dict.fromkeys([*results.ABOUT, *results.MEASURED]),
     **{"dataset": "cifar10", "model": "resnet18", "poison_rate": 0.05, "attack": "badnet"},
     **{"defense": "fst", "seed": 0, "oracle": False, "status": "done"},
     **{"o_c_acc": 93.0, "o_asr": 1.0, "p_c_acc": 93.5, "p_asr": 98.0},

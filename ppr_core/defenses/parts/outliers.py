@@ -8,23 +8,20 @@ from torch import Tensor, nn
 
 from ppr_core.config import Field
 from ppr_core.data.images import ImageSet
-from ppr_core.defenses.base import Defense
-from ppr_core.defenses.parts.selection import strongest
+from ppr_core.defenses.parts.selection import Choosing
 from ppr_core.method import Outcome, fork
 from ppr_core.models.base import batch_norms
 
 
-class OutlierPruning(Defense):
+class OutlierPruning(Choosing):
     """Silence batch-norm channels that score far above their layer's mean. Subclasses score."""
 
-    privileges: ClassVar[str] = "none"
+    chosen: ClassVar[str] = "u"
+    rising: ClassVar[bool] = True
 
     u: float = Field(3.0, ge=0, description="limit: standard deviations above the layer's mean")
     u_grid: list[Annotated[float, Field(ge=0)]] = Field(
         [], description="choose u from these, by validation; empty: use u"
-    )
-    c_acc_drop: float = Field(
-        2.0, ge=0, description="validation accuracy that a chosen u may cost, percentage points"
     )
 
     def scores(
@@ -42,19 +39,10 @@ class OutlierPruning(Defense):
         validation: ImageSet | None = None,
     ) -> Outcome:
         """Prune, at one limit or at the smallest of a grid that keeps the accuracy."""
-        found, info = self.scores(model, data, rng=fork(rng, "scores")), {"u": self.u}
-        if self.u_grid:
-            pruned, info = strongest(
-                model,
-                validation,
-                sorted(self.u_grid),
-                lambda u: silence(model, found, u),
-                name="u",
-                drop=self.c_acc_drop,
-            )
-        else:
-            pruned = silence(model, found, self.u)
-        info |= {"pruned": pruned, "channels": sum(map(len, found.values()))}
+        found = self.scores(model, data, rng=fork(rng, "scores"))
+        pruned, chosen = self.choose(model, validation, lambda u: silence(model, found, u))
+        counts = {"pruned": pruned, "channels": sum(map(len, found.values()))}
+        info = {"u": self.u} | chosen | counts
         return Outcome(model, [], info, {f"score.{name}": score for name, score in found.items()})
 
 

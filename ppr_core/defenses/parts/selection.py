@@ -1,16 +1,51 @@
 """Choose a setting by the accuracy that it leaves on held-out clean images."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
+from ppr_core.config import Field
 from ppr_core.data.images import ImageSet
+from ppr_core.defenses.base import Defense
 from ppr_core.errors import DataError, need
 from ppr_core.metrics import clean_accuracy
 from ppr_core.weights import snapshot
 
 Result = TypeVar("Result")
+
+
+class Choosing(Defense):
+    """A defense that has `x_grid` beside a setting `x`: to choose that setting by validation."""
+
+    chosen: ClassVar[str]  # name of the setting
+    rising: ClassVar[bool] = False  # whether smaller values do more to the model
+
+    c_acc_drop: float = Field(
+        2.0, ge=0, description="validation accuracy that a chosen setting may cost, points"
+    )
+
+    def choose(
+        self, model: nn.Module, validation: ImageSet | None, attempt: Callable[[float], Result]
+    ) -> tuple[Result, dict[str, Any]]:
+        """Attempt the setting as it is; where there is a grid, see `strongest`."""
+        name, grid = self.chosen, getattr(self, f"{self.chosen}_grid")
+        if not grid:
+            return attempt(getattr(self, name)), {}
+        tried, floor = sorted(grid, reverse=not self.rising), getattr(self, "c_acc_floor", None)
+        kept: dict[str, Any] = {"drop": self.c_acc_drop, "floor": floor}
+        return strongest(model, validation, tried, attempt, name=name, **kept)
+
+
+class ChoosingByFloor(Choosing):
+    """A defense whose choice may also keep an accuracy given, as the paper's does."""
+
+    c_acc_drop: float = Field(
+        2.5, ge=0, description="validation accuracy that a chosen setting may cost, points"
+    )
+    c_acc_floor: float | None = Field(
+        None, ge=0, le=100, description="validation accuracy to keep instead, percent; none: a drop"
+    )
 
 
 def need_validation(validation: ImageSet | None, name: str, mend: str) -> ImageSet:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ppr_core.config import Field, SettingsError, from_registry
 from ppr_core.data.images import ImageSet
 from ppr_core.defenses.base import Defense
-from ppr_core.defenses.parts.selection import strongest
+from ppr_core.defenses.parts.selection import ChoosingByFloor
 from ppr_core.defenses.sources.base import Change, RealTrigger, State, TriggerSource
 from ppr_core.defenses.sources.cleanse import Cleanse
 from ppr_core.defenses.sources.inversion import Inversion
@@ -166,7 +166,7 @@ def triggered_first(images: Tensor, reverse: Change, share: float) -> Tensor:
     return torch.cat([found, images[count:]])
 
 
-class Stepping(Unlearning):
+class Stepping(Unlearning, ChoosingByFloor):
     """Unlearning whose gradient is evaluated at a distance rho from the current weights.
 
     With a grid, validation chooses rho.
@@ -176,15 +176,16 @@ class Stepping(Unlearning):
     that the model had, on held-out clean images, unless `c_acc_floor` is set to the paper's 92 %.
     """
 
+    chosen: ClassVar[str] = "rho"
+
+    tuning: Schedule = Field(
+        Schedule(epochs=30, lr=0.01, momentum=0.1), description="of the classifier, each round"
+    )
+    reversed_share: float = Field(0.2, ge=0, le=1, description="triggered images, share of a batch")
+    rounds: int = Field(3, ge=1, description="rounds of inversion and tuning")
     rho: float = Field(0.5, ge=0, description="L2 distance of the gradient's point, all weights")
     rho_grid: list[Annotated[float, Field(ge=0)]] = Field(
         [], description="choose rho from these, by validation; empty: use rho"
-    )
-    c_acc_drop: float = Field(
-        2.5, ge=0, description="validation accuracy that a chosen rho may cost, percentage points"
-    )
-    c_acc_floor: float | None = Field(
-        None, ge=0, le=100, description="validation accuracy to keep instead, percent; none: a drop"
     )
 
     def run(
@@ -199,17 +200,11 @@ class Stepping(Unlearning):
     ) -> Outcome:
         """Invert and tune, with the largest rho that clean accuracy allows."""
         given: dict[str, Any] = {"rng": rng, "validation": validation, "trigger": trigger}
-        if not self.rho_grid:
-            return super().run(model, data, state=state, **given)
-        state = state or self.prepare(model, data, rng=fork(rng, "prepare"))
-        outcome, info = strongest(
+        first = state or self.prepare(model, data, rng=fork(rng, "prepare"))
+        outcome, info = self.choose(
             model,
             validation,
-            sorted(self.rho_grid, reverse=True),
-            lambda rho: self.replace(rho=rho, rho_grid=[]).tune(model, data, state, **given),
-            name="rho",
-            drop=self.c_acc_drop,
-            floor=self.c_acc_floor,
+            lambda rho: self.replace(rho=rho, rho_grid=[]).tune(model, data, first, **given),
         )
         doubts = [*outcome.info["warnings"], *info.get("warnings", [])]
         outcome.info |= info | {"warnings": doubts}

@@ -2,7 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
@@ -15,21 +15,6 @@ from ppr_core.reporting.claims.base import Answer, Claim, stands_in
 from ppr_core.reporting.claims.rules import rules
 from ppr_core.reporting.evidence import FRAMES, SETTING, Evidence
 from ppr_core.reporting.setting import OTHER, PAPER, paper_rho, with_settings
-
-__all__ = [
-    "CLAIMS",
-    "GRADES",
-    "Claim",
-    "Verdict",
-    "board",
-    "gather",
-    "judge",
-    "markdown",
-    "rules",
-    "scoreboard",
-    "tally",
-    "text",
-]
 
 CLAIMS = [*retuning.CLAIMS, *query.CLAIMS, *paths.CLAIMS, *pam.CLAIMS, *setting.CLAIMS]
 GRADES = ("decided", "indicated", "seen", "text")
@@ -68,6 +53,11 @@ class Verdict:
     cells: int = 0
     left_out: str = ""
     needs: str = ""
+
+    @property
+    def told(self) -> str:
+        """Our figures; where there are none, what it would take."""
+        return self.ours or f"needs {self.needs}"
 
     @property
     def rests(self) -> str:
@@ -185,19 +175,11 @@ def _other_rho(rows: pd.DataFrame) -> list[str]:
 
 def board(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     """Return the scoreboard as a table; what was not tested says what it would take."""
-    return pd.DataFrame(
-        {
-            "claim": [f"{v.number}. {v.claim}" for v in verdicts],
-            "verdict": [v.verdict for v in verdicts],
-            "grade": [v.grade for v in verdicts],
-            "ours": [v.ours or f"needs {v.needs}" for v in verdicts],
-            "paper": [v.paper for v in verdicts],
-            "tables": [v.tables for v in verdicts],
-            "seeds": [v.seeds for v in verdicts],
-            "cells": [v.cells for v in verdicts],
-            "left out": [v.left_out for v in verdicts],
-        }
-    )
+    rows = [
+        {**asdict(v), "claim": f"{v.number}. {v.claim}", "ours": v.told, "left out": v.left_out}
+        for v in verdicts
+    ]
+    return pd.DataFrame(rows).drop(columns=["number", "left_out", "needs"])
 
 
 def text(verdicts: Sequence[Verdict]) -> str:
@@ -212,7 +194,7 @@ def text(verdicts: Sequence[Verdict]) -> str:
 
 def _wrapped(head: str, number: int, v: Verdict) -> list[str]:
     said = f"{head}{number:2d}. {v.claim}"
-    rest = [v.ours or f"needs {v.needs}"]
+    rest = [v.told]
     if v.rests:
         rest.append(v.rests + (f"; left out: {v.left_out}" if v.left_out else ""))
     if v.grade:

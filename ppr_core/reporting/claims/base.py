@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ppr_core.reporting.claims.rules import claims, told, tolerance
+from ppr_core.reporting.claims.rules import bounds, claims, told, tolerance
 from ppr_core.reporting.evidence import (
     CELL,
     HONEST,
@@ -30,6 +30,7 @@ OTHERS = (("cifar100", PRE, 0.05), ("tiny_imagenet", PRE, 0.05))
 EVERY = (*CIFAR10, *RARE, *OTHERS)  # Tables 3 to 9
 
 
+OTHER_SETS = {"dataset": ["cifar100", "tiny_imagenet"]}
 ANYWHERE = Scope()
 
 
@@ -141,6 +142,8 @@ def gaps(
     columns: str | tuple[str, str],
     by: Sequence[str] = SETTING,
     best: str = "mean",
+    *,
+    falls: bool = False,
 ) -> pd.DataFrame:
     """Return first minus second, `gap`, by setting (or `by`) and seed, where both are there.
 
@@ -150,6 +153,7 @@ def gaps(
         columns: of both, or of each.
         by: what is compared within.
         best: "min" or "max" takes the lowest or highest defense of the second, not the mean.
+        falls: return second minus first.
     """
     one, other = (columns, columns) if isinstance(columns, str) else columns
     attacks = {tuple(p) for p in second[[*SETTING, "attack"]].to_numpy()}
@@ -158,7 +162,7 @@ def gaps(
     keys = [*by, "seed"]
     left = first.groupby(keys)[one].mean()
     right = second.groupby([*keys, "defense"])[other].mean().groupby(keys).agg(best)
-    gap = (left - right).dropna().rename("gap").reset_index()
+    gap = (right - left if falls else left - right).dropna().rename("gap").reset_index()
     parts = pd.concat([first, second])
     gap.attrs["source"] = parts[_placed(parts, keys).isin(_placed(gap, keys))]
     return gap
@@ -173,11 +177,9 @@ def resting(answer: Answer | None, rows: pd.DataFrame) -> Answer | None:
     return answer and replace(answer, rows=rows)
 
 
-def gap_in(
-    gap: pd.DataFrame, limits: Limits, what: str, by: Sequence[str] = SETTING
-) -> Answer | None:
-    """Ask whether a difference lies within limits in every setting (or group `by`)."""
-    asked = each_in(gap, "gap", limits, what, by) if len(gap) else None
+def gap_in(gap: pd.DataFrame, limits: Limits, what: str) -> Answer | None:
+    """Ask whether a difference lies within limits in every setting."""
+    asked = each_in(gap, "gap", limits, what, SETTING) if len(gap) else None
     return resting(asked, gap.attrs["source"])
 
 
@@ -251,6 +253,20 @@ def of_purified(
     if kept["defense"].nunique() < least:
         return None
     return leaving(ask(kept), awake(rows))
+
+
+def of_baselines(
+    number: int, column: str, what: str, by: Sequence[str] = CELL, *, mean: bool = False
+) -> Test:
+    """Ask a figure of the purified baselines: of each group `by`, or the mean of all."""
+
+    def ask(kept: pd.DataFrame) -> Answer | None:
+        limits = bounds(number)
+        if mean:
+            return mean_in(kept, column, limits, what)
+        return each_in(kept, column, limits, what, by)
+
+    return lambda e: of_purified(ask, e.baselines("o_asr", column))
 
 
 def stands_in(rows: pd.DataFrame) -> Iterable[str]:

@@ -6,6 +6,7 @@ from ppr_core.reporting.claims.base import (
     CIFAR10,
     EVERY,
     MAIN,
+    OTHER_SETS,
     OTHERS,
     RARE,
     Answer,
@@ -26,8 +27,6 @@ from ppr_core.reporting.claims.rules import bounds, tolerance, within
 from ppr_core.reporting.evidence import SETTING, Evidence, Scope, purified
 from ppr_core.reporting.results import PURIFIED_BELOW
 
-OTHER_SETS = {"dataset": ["cifar100", "tiny_imagenet"]}
-
 
 def _below(column: str, number: int, what: str) -> Test:
     """PAM's mean over attacks in each setting, as the paper's tables have it."""
@@ -40,18 +39,15 @@ def _like_exact(e: Evidence) -> Answer | None:
 
 
 def _above_baselines(e: Evidence) -> Answer | None:
-    rows = e.baselines("o_asr", "p_asr")
-    kept = purified(rows)
-    if kept["defense"].nunique() < 2:
-        return None
-    gap = gaps(e.of("pam", "p_asr"), kept, "p_asr", best="min")
-    gap["gap"] = -gap["gap"]
-    return leaving(gap_in(gap, bounds(43), "best baseline's P-ASR above PAM's"), awake(rows))
+    def ask(kept: pd.DataFrame) -> Answer | None:
+        gap = gaps(e.of("pam", "p_asr"), kept, "p_asr", best="min", falls=True)
+        return gap_in(gap, bounds(43), "best baseline's P-ASR above PAM's")
+
+    return of_purified(ask, e.baselines("o_asr", "p_asr"))
 
 
 def _cost(e: Evidence) -> Answer | None:
-    gap = gaps(e.of("pam", "o_c_acc"), e.of("none", "o_c_acc"), "o_c_acc")
-    gap["gap"] = -gap["gap"]
+    gap = gaps(e.of("pam", "o_c_acc"), e.of("none", "o_c_acc"), "o_c_acc", falls=True)
     return gap_in(gap, bounds(45), "C-Acc lost")
 
 
@@ -70,12 +66,11 @@ def _both(test: Test) -> Test:
 
 
 def _good_accuracy(e: Evidence) -> Answer | None:
-    rows = e.baselines("o_asr", "o_c_acc")
-    kept = purified(rows)
-    if kept["defense"].nunique() < 2:
-        return None
-    gap = gaps(e.of("pam", "o_c_acc"), kept, "o_c_acc", best="max")
-    return leaving(gap_in(gap, bounds(49), "C-Acc above the best baseline's"), awake(rows))
+    def ask(kept: pd.DataFrame) -> Answer | None:
+        gap = gaps(e.of("pam", "o_c_acc"), kept, "o_c_acc", best="max")
+        return gap_in(gap, bounds(49), "C-Acc above the best baseline's")
+
+    return of_purified(ask, e.baselines("o_asr", "o_c_acc"))
 
 
 def _grid(e: Evidence, *columns: str) -> pd.DataFrame:

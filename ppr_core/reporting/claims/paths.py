@@ -9,6 +9,7 @@ import pandas as pd
 from ppr_core.reporting.claims.base import (
     CIFAR10,
     MAIN,
+    OTHER_SETS,
     OTHERS,
     RARE,
     Answer,
@@ -191,14 +192,15 @@ def _higher_barrier(number: int) -> Test:
     """PAM's barrier above that of each baseline, attack by attack."""
 
     def ask(e: Evidence) -> Answer | None:
-        rows, ours = e.baselines("o_asr", "barrier"), e.of("pam", "o_asr", "barrier")
-        kept = purified(rows)
-        if kept["defense"].nunique() < 2:
-            return None
-        gap = gaps(ours, kept, "barrier", [*SETTING, "attack"], best="max")
-        what = "PAM's barrier above the highest baseline's"
-        found = each_in(gap, "gap", bounds(number), what, [*SETTING, "attack"])
-        return leaving(resting(found, gap.attrs["source"]), awake(rows))
+        ours = e.of("pam", "o_asr", "barrier")
+
+        def above(kept: pd.DataFrame) -> Answer | None:
+            gap = gaps(ours, kept, "barrier", [*SETTING, "attack"], best="max")
+            what = "PAM's barrier above the highest baseline's"
+            found = each_in(gap, "gap", bounds(number), what, [*SETTING, "attack"])
+            return resting(found, gap.attrs["source"])
+
+        return of_purified(above, e.baselines("o_asr", "barrier"))
 
     return ask
 
@@ -227,11 +229,7 @@ CLAIMS = [
     Claim(35, Scope(MAIN), _alike_and_not),
     Claim(36, Scope(CIFAR10), _higher_barrier(36)),
     Claim(37, Scope(RARE, {"poison_rate": [0.01]}), _higher_barrier(37)),
-    Claim(
-        38,
-        Scope(OTHERS, {"dataset": ["cifar100", "tiny_imagenet"]}),
-        _both(_higher_barrier(38)),
-    ),
+    Claim(38, Scope(OTHERS, OTHER_SETS), _both(_higher_barrier(38))),
     Claim(39, Scope(MAIN), _clean_barriers),
     Claim(40, Scope(CIFAR10), _pam_line),
 ]

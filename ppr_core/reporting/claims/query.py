@@ -14,9 +14,9 @@ from ppr_core.reporting.claims.base import (
     Claim,
     all_of,
     awake,
-    each_in,
     leaving,
     mean_in,
+    of_baselines,
     of_purified,
     stands_in,
 )
@@ -38,11 +38,6 @@ def _rise(e: Evidence) -> Answer | None:
     return of_purified(lambda k: mean_in(k, "rise", bounds(20), "rise"), rows, least=2)
 
 
-def _leaves_clean(e: Evidence) -> Answer | None:
-    rows = e.baselines("o_asr", "q_c_asr")
-    return of_purified(lambda k: each_in(k, "q_c_asr", bounds(21), "C-ASR"), rows)
-
-
 def _stays_low(rows: pd.DataFrame, column: str) -> Answer | None:
     return of_purified(lambda kept: mean_in(kept, column, bounds(22), column), rows)
 
@@ -58,11 +53,6 @@ def _control(e: Evidence) -> Answer | None:
             return leaving(all_of(*parts), "eq. 2 with EP as surrogate (query_ep): not measured")
         return all_of(*parts)
     return None
-
-
-def _alone(e: Evidence) -> Answer | None:
-    rows = e.baselines("o_asr", "q1_clean_p_asr")
-    return of_purified(lambda k: mean_in(k, "q1_clean_p_asr", bounds(23), "P-ASR"), rows)
 
 
 def _removed(e: Evidence) -> Answer | None:
@@ -135,14 +125,14 @@ def _everywhere(e: Evidence) -> Answer | None:
     kept = purified(rows)
     if kept["model"].nunique() < 2 or kept["poison_rate"].nunique() < 2:
         return None
-    return of_purified(lambda k: each_in(k, "q_p_asr", bounds(27), "P-ASR", SETTING), rows)
+    return of_baselines(27, "q_p_asr", "P-ASR", SETTING)(e)
 
 
 CLAIMS = [
     Claim(20, Scope(MAIN), _rise),
-    Claim(21, Scope(MAIN), _leaves_clean),
+    Claim(21, Scope(MAIN), of_baselines(21, "q_c_asr", "C-ASR")),
     Claim(22, Scope(MAIN), _control),
-    Claim(23, Scope(MAIN), _alone),
+    Claim(23, Scope(MAIN), of_baselines(23, "q1_clean_p_asr", "P-ASR", mean=True)),
     Claim(24, Scope(MAIN), _removed),
     Claim(25, Scope(MAIN), _no_ordinary),
     Claim(26, Scope(MAIN), _transfer),

@@ -4,6 +4,7 @@ from ppr_core.reporting.claims.base import (
     CIFAR10,
     EVERY,
     MAIN,
+    OTHER_SETS,
     OTHERS,
     RARE,
     Answer,
@@ -16,19 +17,13 @@ from ppr_core.reporting.claims.base import (
     gaps,
     leaving,
     mean_in,
+    of_baselines,
     of_purified,
     resting,
 )
 from ppr_core.reporting.claims.rules import bounds
 from ppr_core.reporting.evidence import SETTING, Evidence, Scope, Span, purified
 from ppr_core.reporting.results import PURIFIED_BELOW
-
-OTHER_SETS = {"dataset": ["cifar100", "tiny_imagenet"]}
-
-
-def _wakes_all(e: Evidence) -> Answer | None:
-    rows = e.baselines("o_asr", "p_asr")
-    return of_purified(lambda kept: each_in(kept, "p_asr", bounds(1), "P-ASR"), rows)
 
 
 def _same_everywhere(e: Evidence) -> Answer | None:
@@ -61,8 +56,7 @@ def _best_of_baselines(e: Evidence) -> Answer | None:
         return None
     parts = []
     for name in ("anp_oracle", "fst"):
-        gap = gaps(best[best["defense"] == name], rest, "o_asr", best="min")
-        gap["gap"] = -gap["gap"]
+        gap = gaps(best[best["defense"] == name], rest, "o_asr", best="min", falls=True)
         parts.append(gap_in(gap, bounds(4), f"O-ASR of the best other above {name}'s"))
     return all_of(*parts)
 
@@ -89,11 +83,6 @@ def _quick(e: Evidence) -> Answer | None:
     span = Span.of(list(shares.values()))
     text = f"percent of the rise within two epochs {span}"
     return Answer(span.against(*bounds(11)), text, rows, span.seeds)
-
-
-def _asleep_not_gone(e: Evidence) -> Answer | None:
-    rows = e.baselines("o_asr", "p_asr")
-    return of_purified(lambda kept: each_in(kept, "p_asr", bounds(12), "P-ASR", SETTING), rows)
 
 
 def _less_than_exact(e: Evidence) -> Answer | None:
@@ -178,7 +167,7 @@ SCRATCH = Scope(
 DASHES = Scope((("cifar10", "densenet161", 0.05), *RARE))
 
 CLAIMS = [
-    Claim(1, Scope(EVERY), _wakes_all),
+    Claim(1, Scope(EVERY), of_baselines(1, "p_asr", "P-ASR")),
     Claim(2, Scope(EVERY), _same_everywhere),
     Claim(3, Scope(CIFAR10), _come_back),
     Claim(4, Scope(CIFAR10), _best_of_baselines),
@@ -189,7 +178,7 @@ CLAIMS = [
     Claim(9, Scope(EVERY), _clean_accuracy),
     Claim(10, TEN, _ten_samples),
     Claim(11, Scope(EVERY), _quick),
-    Claim(12, Scope(EVERY), _asleep_not_gone),
+    Claim(12, Scope(EVERY), of_baselines(12, "p_asr", "P-ASR", SETTING)),
     Claim(13, Scope(EVERY), _less_than_exact),
     Claim(14, Scope(RARE, {"attack": ["lc"], "poison_rate": [0.01]}), _most_fail(14)),
     Claim(15, LABELS, _no_label_consistent),

@@ -10,7 +10,7 @@ from ppr_core.reporting.plots.base import (
     AFTER,
     BEFORE,
     CLEAN,
-    legend_beside,
+    finished,
     named_rows,
     names_of,
     new_figure,
@@ -87,9 +87,7 @@ def _grouped_bars(rows: pd.DataFrame, shown: Mapping[str, str], palette: list[st
                 axis.bar_label(bars, fmt="%.0f", padding=3, fontsize=9)
         axis.set(title=attack, xlabel="attack success rate (%)", ylabel="", xlim=(0, 112))
         axis.set_xticks(range(0, 101, 20))
-    legend_beside(axes[0][-1])
-    figure.tight_layout()
-    return figure
+    return finished(figure, axes[0][-1])
 
 
 def transfer_bars(pairs: pd.DataFrame) -> Figure:

@@ -31,6 +31,13 @@ def legend_beside(axis: Axes) -> None:
     axis.legend(title="", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
 
 
+def finished(figure: Figure, named: Axes) -> Figure:
+    """Return a figure with the legend of one of its panels beside it, and all in sight."""
+    legend_beside(named)
+    figure.tight_layout()
+    return figure
+
+
 def look_of(column: pd.Series) -> dict[str, Any]:
     """Return how to tell apart what a whole figure's column names: by colour and by marker.
 

@@ -11,6 +11,7 @@ from ppr_core.reporting.plots.base import (
     CLEAN,
     draw_curves,
     draw_dots,
+    finished,
     legend_beside,
     look_of,
     named_rows,
@@ -96,9 +97,7 @@ def what_predicts(rows: pd.DataFrame) -> Figure:
     for axis, (name, title) in zip(axes[0], shown.items(), strict=True):
         draw_dots(axis, rows, x=name, legend=axis is axes[0][-1])
         axis.set(xlabel=title, ylabel="P-ASR after RA (%)", ylim=(-3, 103))
-    legend_beside(axes[0][-1])
-    figure.tight_layout()
-    return figure
+    return finished(figure, axes[0][-1])
 
 
 def retuning_curves(history: pd.DataFrame) -> Figure:
@@ -144,9 +143,7 @@ def rho_curves(rows: pd.DataFrame) -> Figure:
         draw_curves(axis, here, x="rho", y="value", hue="figure", legend=last, **look)
         axis.set(title=attack, xlabel="rho (L2 length of the path step)", ylabel="percent")
         axis.set_ylim(-3, 103)
-    legend_beside(axes[0][-1])
-    figure.tight_layout()
-    return figure
+    return finished(figure, axes[0][-1])
 
 
 def training_curves(history: pd.DataFrame) -> Figure:
@@ -161,9 +158,7 @@ def training_curves(history: pd.DataFrame) -> Figure:
         last = name == "asr"
         draw_curves(axis, history, x="epoch", y=name, legend=last, **lines)
         axis.set(xlabel="epoch of training", ylabel=f"{title} (%)", ylim=(-3, 103))
-    legend_beside(axes[0][1])
-    figure.tight_layout()
-    return figure
+    return finished(figure, axes[0][1])
 
 
 def trade_off(rows: pd.DataFrame) -> Figure:
@@ -176,6 +171,4 @@ def trade_off(rows: pd.DataFrame) -> Figure:
     figure, axes = new_figure(7.6, 4.6)
     draw_dots(axes[0][0], done, x="lost")
     axes[0][0].set(xlabel="C-Acc lost (points)", ylabel="P-ASR after RA (%)", ylim=(-3, 103))
-    legend_beside(axes[0][0])
-    figure.tight_layout()
-    return figure
+    return finished(figure, axes[0][0])
