@@ -9,7 +9,7 @@ from collections.abc import Callable
 # Before torch starts its threads: rivals that spin while they wait slow each other forty-fold.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from ppr_core.cli import doctor, evaluate, listings, servers, study
+from ppr_core.cli import doctor, evaluate, judge, listings, servers, study
 from ppr_core.errors import CheckpointError, ConfigError, DataError, StoreError
 
 
@@ -54,6 +54,6 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(command=run)
         return made
 
-    for part in (study, evaluate, listings, servers, doctor):
+    for part in (study, evaluate, judge, listings, servers, doctor):
         part.add(command)
     return parser

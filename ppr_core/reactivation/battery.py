@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ppr_core.config import Field, Settings
+from ppr_core.config import Budget, Field, Settings
 from ppr_core.data.images import ImageSet
 from ppr_core.errors import DataError, need
 from ppr_core.reactivation.cells import Bench, Cell, Setting, weakened
@@ -47,6 +47,9 @@ class Battery(Settings):
     relearn_factors: list[float] = Field([1.0, 3.0], description="rates without poisons")
     relearn_epochs: list[int] = Field([5, 20], description="epochs without poisons")
     weak: float = Field(0.5, ge=0, lt=1, description="strength of the trigger arm's poisons")
+    budgets: list[Budget] = Field(
+        [4 / 255, 8 / 255, 16 / 255], description="largest changes of a pixel by QRA, in [0, 1]"
+    )
     images: int = Field(1000, ge=1, description="test images of each kind behind a cell")
     limits: Limits = Field(Limits(), description="thresholds of the verdict")
     gates: Gates = Field(Gates(), description="thresholds of the checks before any verdict")
