@@ -15,11 +15,7 @@ from tests.lab.test_measures import BATTERY
 
 STUDY = {
     **TINY_STUDY,
-    "budgets": [0.0, 8 / 255],
-    "measures": {
-        "query": {"clean": 20, "poisoned": 20, "width": 16, "schedule": {"epochs": 1}},
-        "battery": BATTERY,
-    },
+    "measures": {"battery": BATTERY},
 }
 
 
@@ -38,13 +34,7 @@ def test_controls_are_clean_models_of_two_other_seeds_one_grid_for_all_defenses(
     assert [one.key for one in grids["ft"]] == [one.key for one in grids["ep"]]
     assert len({one.key for one in grids["ft"]}) == 2
     assert plan.taken("battery", Cell("badnet", "clean", 0)) is None
-    assert {one.kind for one in stages["ft"].parents} >= {"backdoored", "purified", "query"}
-
-
-def test_without_qra_there_is_no_query(store):
-    measures = {"battery": BATTERY}
-    stage = Plan(Study(**{**STUDY, "measures": measures})).taken("battery", Cell("badnet", "ft", 0))
-    assert stage.parent("query") is None
+    assert {one.kind for one in stages["ft"].parents} >= {"backdoored", "purified"}
 
 
 def test_the_paper_s_count_is_taken_where_none_is_given():
@@ -67,7 +57,7 @@ def test_a_cell_of_a_study_is_the_stand_alone_attack_and_becomes_a_submission(st
     tuned = method.tuning(setting)(model, bench.data, rng=rng, poisons=bench.pools["exact"])
     assert found.p_asr == attack_success_rate(tuned.model, bench.stamped)
     budgets = [query["eps"] for query in result.info["figures"]["queries"]]
-    assert budgets == pytest.approx([8 / 255, 16 / 255]), "the study's budget, and QRA's own"
+    assert budgets == pytest.approx([4 / 255, 8 / 255, 16 / 255])
     [submission] = judging.judge(plan, lab, "ft")
     assert submission.runs[0].figures.o_asr == result.metrics["o_asr"]
     assert (submission.defense, submission.attack, submission.track) == ("ft", "badnet", "tiny")

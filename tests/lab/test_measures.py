@@ -34,6 +34,7 @@ BATTERY = {
     "relearn_factors": [1.0],
     "relearn_epochs": [1],
     "images": 40,
+    "query": {"clean": 20, "poisoned": 20, "width": 16, "schedule": {"epochs": 1}},
     "limits": {"awake": 101.0, "fall": 101.0, "spared": 101.0},
 }
 # None where ASR never falls asleep, and where no count or epoch that was tried wakes a model.

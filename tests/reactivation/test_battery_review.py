@@ -86,7 +86,7 @@ class World:
             victim_c_acc=clean_accuracy(self.victim, self.test),
             victim_asr=attack_success_rate(self.victim, self.stamped),
         )
-        given = {"ep": self.ep, "evidence": evidence}
+        given = {"ep": Control(self.ep), "evidence": evidence}
         return examine(BATTERY, self.bench, model, self.controls, **given)
 
 

@@ -1,26 +1,27 @@
 """RB-1: the battery on a purified model, beside clean models of two other seeds and EP."""
 
-import math
 import statistics
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
-from ppr_core.config import derive
+from ppr_core.config import Field, derive
 from ppr_core.lab.chains import Chains
 from ppr_core.lab.graph import CLEAN, Cell, Stage
 from ppr_core.lab.measures.base import Column, Measure
+from ppr_core.lab.measures.query import triggered_training
 from ppr_core.lab.reader import Reader
 from ppr_core.method import Result
-from ppr_core.reactivation import battery
-from ppr_core.reactivation.cells import Bench, dump, load
+from ppr_core.reactivation import battery, examination
+from ppr_core.reactivation.cells import Bench, Setting, dump, load
+from ppr_core.reactivation.cells import Cell as Point
 from ppr_core.reactivation.examination import Control, examine
-from ppr_core.reactivation.figures import QueryResult
 from ppr_core.reactivation.gates import Evidence
+from ppr_core.reactivation.query import PAPER_ALPHAS
 from ppr_core.reactivation.retuning import PAPER_COUNTS
 
 CONTROLS = 2  # clean models, of the seeds that follow the victim's
 CONTROL = "battery_control"
+FURTHER = "battery_cells"
 
 
 class Battery(Measure, battery.Battery):
@@ -37,9 +38,14 @@ class Battery(Measure, battery.Battery):
 
     @classmethod
     def against(cls, attack: str, values: Mapping[str, Any]) -> Self:
-        """Take the paper's count of poisons where none is given."""
-        own = {"poisoned": PAPER_COUNTS[attack]} if attack in PAPER_COUNTS else {}
-        return cls(**{**values, "retuning": {**own, **values.get("retuning", {})}})
+        """Take the paper's count of poisons and its alpha of QRA where none is given."""
+        count = {"poisoned": PAPER_COUNTS[attack]} if attack in PAPER_COUNTS else {}
+        alpha = {"alpha": PAPER_ALPHAS[attack]} if attack in PAPER_ALPHAS else {}
+        given = {
+            "retuning": {**count, **values.get("retuning", {})},
+            "query": {**alpha, **values.get("query", {})},
+        }
+        return cls(**{**values, **given})
 
     def takes(self, chains: Chains, cell: Cell) -> bool:
         """Say whether a cell has a purified model; clean ones are its controls."""
@@ -51,21 +57,32 @@ class Battery(Measure, battery.Battery):
         found = [stage for control in controls for stage in (control.parents[0], control)]
         if chains.exact:
             found.append(chains.purified(cell.but(defense=chains.exact)))
-        if (query := chains.taken("query", cell)) is not None:
-            found.append(query)
         return (chains.source(cell), chains.backdoored(cell), *found)
 
     def _control(self, chains: Chains, cell: Cell, after: int) -> Stage:
         """Return the grid of the clean model of a later seed: one for all defenses."""
         victim, clean = chains.backdoored(cell), chains.clean_model(cell.seed + after)
-        values = {name: getattr(self, name) for name in battery.Battery.model_fields}
         return chains.once(
             f"{CONTROL} {after} {self.flat()}",
             cell.but(defense=CLEAN),
             lambda own: Stage(
-                CONTROL, own, Grid(**values), chains.setting, {"after": after}, (clean, victim)
+                CONTROL, own, Grid(**self._own()), chains.setting, {"after": after}, (clean, victim)
             ),
         )
+
+    def _own(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in battery.Battery.model_fields}
+
+    def _kept(self, lab: Reader, model: Stage, victim: Stage, cells: list[Point]) -> Control:
+        """Return a model to set others beside, whose further cells the store keeps for all."""
+        own = model.cell if model.kind == "purified" else victim.cell.but(defense=CLEAN)
+
+        def compute(arm: str, settings: Sequence[Setting]) -> list[Point]:
+            method = Further(**self._own(), arm=arm, settings=list(settings))
+            stage = Stage(FURTHER, own, method, victim.setting, {}, (model, victim))
+            return load(lab.result(stage).info["cells"])
+
+        return Control(lab.model(model), cells, compute)
 
     def shared(self, lab: Reader, stage: Stage) -> Bench:
         """Return what all models of one attack and seed share."""
@@ -88,11 +105,11 @@ class Battery(Measure, battery.Battery):
         model, victim = stage.parents[:2]
         grids = [parent for parent in stage.parents if parent.kind == CONTROL]
         controls = [
-            Control(lab.model(grid.parents[0]), load(lab.result(grid).info["cells"]))
+            self._kept(lab, grid.parents[0], victim, load(lab.result(grid).info["cells"]))
             for grid in grids
         ]
         exact = next((one for one in stage.parents[2:] if one.kind == "purified"), None)
-        query = stage.parent("query")
+        ep = self._kept(lab, exact, victim, []) if exact else None
         found, before = lab.result(model), lab.result(victim).metrics
         evidence = Evidence(
             classes=stage.setting.images.train.num_classes,
@@ -100,15 +117,18 @@ class Battery(Measure, battery.Battery):
             victim_asr=before["asr"],
             warnings=list(found.info.get("warnings", [])),
         )
-        cells, figures = examine(
-            self,
-            self.shared(lab, stage),
-            lab.model(model),
-            controls,
-            ep=lab.model(exact) if exact else None,
-            queries=self._queries(lab.result(query).info["rows"]) if query else (),
-            evidence=evidence,
+        bench, purified = self.shared(lab, stage), lab.model(model)
+        guide = controls[1] if ep is None or exact is model else ep
+        queries = self.queries(
+            bench,
+            purified,
+            surrogate=guide.model,
+            unseen=controls[0].model,
+            triggered=triggered_training(lab, stage),
+            rng=derive(stage.cell.seed, "query"),
         )
+        given = {"ep": ep, "queries": queries, "evidence": evidence}
+        cells, figures = examine(self, bench, purified, controls, **given)
         numbers = {
             "o_asr": figures.o_asr,
             "wake_count": figures.wake_count,
@@ -121,17 +141,6 @@ class Battery(Measure, battery.Battery):
         metrics = {name: value for name, value in numbers.items() if value is not None}
         info = {"cells": dump(cells), "figures": figures.model_dump(mode="json")}
         return Result(info={**info, "verdict": figures.verdict.word}, metrics=metrics)
-
-    def _queries(self, rows: Sequence[Mapping[str, Any]]) -> list[QueryResult]:
-        """Return QRA's results at the battery's budgets, beside the unseen clean model's."""
-        at: dict[float, dict[str, float]] = defaultdict(dict)
-        for row in rows:
-            at[row["eps"]][row["scored"]] = row["p_asr"]
-        return [
-            QueryResult(eps=eps, p_asr=found["self"], clean=found["clean_unseen"])
-            for eps, found in sorted(at.items())
-            if "clean_unseen" in found and any(math.isclose(eps, b) for b in self.budgets)
-        ]
 
 
 def _mean(values: list[float]) -> float | None:
@@ -148,4 +157,17 @@ class Grid(Battery):
     def measure(self, lab: Reader, stage: Stage) -> Result:
         """Run the grid."""
         cells = self.grid(self.shared(lab, stage), lab.model(stage.parents[0]))
+        return Result(info={"cells": dump(cells)})
+
+
+class Further(Battery):
+    """Cells of a clean model, or EP's, that the worst setting of another model asks for."""
+
+    arm: str = Field("fresh", description="that they belong to")
+    settings: list[Setting] = Field([], description="one a cell")
+
+    def measure(self, lab: Reader, stage: Stage) -> Result:
+        """Run them."""
+        bench, model = self.shared(lab, stage), lab.model(stage.parents[0])
+        cells = examination.run(bench, model, self.arm, self.settings)
         return Result(info={"cells": dump(cells)})

@@ -113,7 +113,7 @@ class Query(Measure, query.Query):
             rng=derive(stage.cell.seed, "query"),
             relearned=relearned,
             surrogate=surrogate,
-            triggered=_triggered(lab, stage),
+            triggered=triggered_training(lab, stage),
         )
         models = {"self": model} | {_role(of, stage): lab.model(of) for of in parents[3:]}
         perturb = along(query.generator_of(outcome.tensors))
@@ -138,7 +138,7 @@ def _role(scored: Stage, stage: Stage) -> str:
     return "ep" if scored.kind == "purified" else scored.kind
 
 
-def _triggered(lab: Reader, stage: Stage) -> ImageSet:
+def triggered_training(lab: Reader, stage: Stage) -> ImageSet:
     """Return triggered training images outside the target class, with their true labels.
 
     Differs from the authors' code: a clean-label attack has no such training poison, and they take
