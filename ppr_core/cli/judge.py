@@ -22,6 +22,7 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     judge.add_argument("--purified", metavar="FILE", help="judge this model in place of a defense")
     judge.add_argument("--backdoored", metavar="FILE", help="its victim; the track's if not given")
     judge.add_argument("--attack", help="one attack of the track; needed with --purified")
+    judge.add_argument("--engine", choices=("local", "ray"), default="local", help="where to run")
     judge.add_argument("--paper", default="", help="link that the leaderboard shows")
     judge.add_argument("--code", default="", help="link that the leaderboard shows")
     judge.add_argument("--out", metavar="FOLDER", type=Path, help="of the submission and the page")
@@ -33,22 +34,25 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _judge(arguments: argparse.Namespace) -> int:
+    from ppr_core.lab import engine
     from ppr_core.lab.desk import Lab
     from ppr_core.lab.plan import Plan
     from ppr_core.lab.store import Store
     from ppr_core.lab.study import Study
     from ppr_core.reporting import judging, leaderboard
-    from ppr_core.runtime import share_cores
 
     values, label, name = _track(arguments)
-    share_cores()
-    plan = Plan(Study(**values))
-    plan.check()
+    plan, lab = Plan(Study(**values)), Lab(Store())
+    wanted = judging.stages(plan, label)
     print(f"track {plan.study.name}: {name} on {', '.join(plan.attacks)}", flush=True)
+    failures = engine.run(plan, lab, arguments.engine, wanted=wanted)
+    for stage, reason in failures.items():
+        print(f"error: {stage}: {reason}", file=sys.stderr)
+    if failures:
+        return 1
+    print()
     links = {"paper": arguments.paper, "code": arguments.code}
-    found = [
-        submission.replace(**links) for submission in judging.judge(plan, Lab(Store()), label, name)
-    ]
+    found = [one.replace(**links) for one in judging.judge(plan, lab, label, name)]
     colour = sys.stdout.isatty()
     for submission in found:
         for gate in sorted({gate for run in submission.runs for gate in run.figures.gates}):

@@ -17,31 +17,14 @@ from ppr_core.reactivation.query import Query, generator_of
 from ppr_core.reactivation.retuning import Retuning
 
 
-class Battery(Settings):
-    """Retune a model in every way that leaves a clean model asleep, and keep the worst.
+class Arms(Settings):
+    """The tunings that every model goes through, and what each of them is."""
 
-    `examination.examine` runs it. Its arms: relearning without poisons, the number of poisons, the
-    strength of the tuning, then batch norm and a weakened trigger at the worst setting so far, and
-    QRA. The worst setting is tuned anew with draws that had no part in choosing it.
-
-    What it cannot see: a backdoor that wakes for another trigger than the one stamped; whether a
-    model that sleeps through every arm has forgotten, or hides better than these arms seek; more
-    samples, longer tunings or other optimizers than its fields name; a defense that hinders the
-    tuning of fewer than a quarter of its layers; changes to the architecture (one that cuts off
-    gradients is noticed and gated, not undone); an attack made for one defense in particular.
-    "Holds" is a statement about these arms, not a proof.
-    """
-
-    source: ClassVar[str] = (
-        "this project; axes after Qi et al. 2024, arXiv:2412.07097; tuning of Min et al. 2024, "
-        "arXiv:2410.09838, sec. 3.2"
-    )
     version: ClassVar[int] = 1
 
     retuning: Retuning = Field(Retuning(), description="RA at the paper's strength")
     counts: list[int] = Field([1, 2, 5, 10, 20, 50], description="poisons of the count arm")
     draws: int = Field(3, ge=1, description="draws of each count")
-    fresh: int = Field(3, ge=1, description="further draws of the worst setting")
     factors: list[float] = Field([0.3, 1.0, 3.0], description="learning rates, times their own")
     epochs: list[int] = Field([1, 5, 20], description="epochs of the strength arm")
     optimizers: list[Literal["sgd", "adam"]] = Field(["sgd", "adam"], description="update rules")
@@ -49,13 +32,7 @@ class Battery(Settings):
     relearn_factors: list[float] = Field([1.0, 3.0], description="rates without poisons")
     relearn_epochs: list[int] = Field([5, 20], description="epochs without poisons")
     weak: float = Field(0.5, ge=0, lt=1, description="strength of the trigger arm's poisons")
-    query: Query = Field(Query(surrogate="ep", form="paper"), description="QRA")
-    budgets: list[Budget] = Field(
-        [4 / 255, 8 / 255, 16 / 255], description="largest changes of a pixel by QRA, in [0, 1]"
-    )
     images: int = Field(1000, ge=1, description="test images of each kind behind a cell")
-    limits: Limits = Field(Limits(), description="thresholds of the verdict")
-    gates: Gates = Field(Gates(), description="thresholds of the checks before any verdict")
 
     @property
     def paper(self) -> Setting:
@@ -152,6 +129,36 @@ class Battery(Settings):
         run = [setting.epochs for setting in every if setting.epochs <= last]
         cells = bench.run(model, "strength", strong, run) if run else []
         return cells + [Cell(arm="strength", setting=s) for s in every if s.epochs > last]
+
+
+class Battery(Arms):
+    """Retune a model in every way that leaves a clean model asleep, and keep the worst.
+
+    `examination.examine` runs it. Its arms: relearning without poisons, the number of poisons, the
+    strength of the tuning, then batch norm and a weakened trigger at the worst setting so far, and
+    QRA. The worst setting is tuned anew with draws that had no part in choosing it.
+
+    What it cannot see: a backdoor that wakes for another trigger than the one stamped; whether a
+    model that sleeps through every arm has forgotten, or hides better than these arms seek; more
+    samples, longer tunings or other optimizers than its fields name; a defense that hinders the
+    tuning of fewer than a quarter of its layers; changes to the architecture (one that cuts off
+    gradients is noticed and gated, not undone); an attack made for one defense in particular.
+    "Holds" is a statement about these arms, not a proof.
+    """
+
+    source: ClassVar[str] = (
+        "this project; axes after Qi et al. 2024, arXiv:2412.07097; tuning of Min et al. 2024, "
+        "arXiv:2410.09838, sec. 3.2"
+    )
+    version: ClassVar[int] = 1
+
+    fresh: int = Field(3, ge=1, description="further draws of the worst setting")
+    query: Query = Field(Query(surrogate="ep", form="paper"), description="QRA")
+    budgets: list[Budget] = Field(
+        [4 / 255, 8 / 255, 16 / 255], description="largest changes of a pixel by QRA, in [0, 1]"
+    )
+    limits: Limits = Field(Limits(), description="thresholds of the verdict")
+    gates: Gates = Field(Gates(), description="thresholds of the checks before any verdict")
 
     def queries(
         self,

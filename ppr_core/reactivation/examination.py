@@ -177,7 +177,7 @@ class _Examination:
         """Return the mean P-ASR of other models in each cell; one that diverged sleeps."""
         settings = [cell.setting for cell in fresh]
         found = [other.take(self.bench, "fresh", settings) for other in models]
-        return [statistics.fmean(cell.p_asr or 0.0 for cell in at) for at in zip(*found)]
+        return [statistics.fmean(c.p_asr or 0.0 for c in at) for at in zip(*found, strict=True)]
 
     def evidence(self) -> dict[str, float | None]:
         """Return what the cells themselves tell the checks."""

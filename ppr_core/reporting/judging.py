@@ -6,7 +6,7 @@ import statistics
 from ppr_core.config import digest
 from ppr_core.errors import need
 from ppr_core.lab.desk import Lab
-from ppr_core.lab.graph import Cell, identity
+from ppr_core.lab.graph import Cell, Stage, identity
 from ppr_core.lab.plan import Plan
 from ppr_core.reactivation.cells import load
 from ppr_core.reactivation.figures import Limits
@@ -18,33 +18,50 @@ MEASURE = "battery"
 HEADS = ("attack", "verdict", "wakes at", "clean at", "worst", "clean there", "O-ASR", "C-Acc")
 
 
-def judge(plan: Plan, lab: Lab, label: str, name: str = "") -> list[Submission]:
-    """Compute what the store does not hold of a defense's battery; return one a attack.
+def stages(plan: Plan, label: str) -> list[Stage]:
+    """Return what is computed of a defense: its battery against every attack and seed.
 
     Args:
         plan: of a track, with the defense among its own.
-        lab: computes and reads.
         label: of the defense in the plan.
-        name: that people read; the label if not given.
 
     Raises:
-        ConfigError: the track does not take the battery.
+        ConfigError: the track does not take the battery, or has no such defense.
     """
     need(
         MEASURE in plan.measures,
         f"expected a track that measures {MEASURE!r}, got {plan.study.name!r}; add `measures: "
         f"{{{MEASURE}: {{}}}}` to its file",
     )
-    return [_judged(plan, lab, attack, label, name or label) for attack in plan.attacks]
-
-
-def _judged(plan: Plan, lab: Lab, attack: str, label: str, name: str) -> Submission:
-    cells = [Cell(attack, label, seed) for seed in plan.study.seeds]
-    stages = [plan.taken(MEASURE, cell) for cell in cells]
-    runs, before, seconds, took = [], [], [], []
-    for cell, stage in zip(cells, stages, strict=True):
+    found = []
+    for cell in (Cell(attack, label, s) for attack in plan.attacks for s in plan.study.seeds):
+        stage = plan.taken(MEASURE, cell)
         need(stage is not None, f"expected a purified model to judge, got {cell.label}")
-        result = lab.result(stage)
+        found.append(stage)
+    return found
+
+
+def judge(plan: Plan, lab: Lab, label: str, name: str = "") -> list[Submission]:
+    """Return what the battery says of a defense, a submission an attack; compute what is missing.
+
+    Args:
+        plan: of a track, with the defense among its own.
+        lab: computes and reads.
+        label: of the defense in the plan.
+        name: that people read; the label if not given.
+    """
+    batteries = stages(plan, label)
+    return [
+        _judged(plan, lab, [one for one in batteries if one.cell.attack == attack], name or label)
+        for attack in plan.attacks
+    ]
+
+
+def _judged(plan: Plan, lab: Lab, stages: list[Stage], name: str) -> Submission:
+    first = stages[0].cell
+    runs, before, seconds, took = [], [], [], []
+    for stage in stages:
+        cell, result = stage.cell, lab.result(stage)
         figures = Figures.model_validate_json(json.dumps(result.info["figures"]))
         runs.append(Examined(seed=cell.seed, figures=figures, cells=load(result.info["cells"])))
         before.append(lab.result(plan.backdoored(cell)).metrics["c_acc"])
@@ -53,11 +70,11 @@ def _judged(plan: Plan, lab: Lab, attack: str, label: str, name: str) -> Submiss
     limits: Limits = stages[0].method.limits
     return Submission(
         defense=name,
-        attack=attack,
+        attack=first.attack,
         track=plan.study.name,
         settings_digest=digest([stage.key for stage in stages]),
         battery=digest(identity(stages[0].method)),
-        oracle=plan.oracle(cells[0]),
+        oracle=plan.oracle(first),
         victim_c_acc=statistics.fmean(before),
         seconds=statistics.fmean(seconds),
         battery_seconds=statistics.fmean(took),

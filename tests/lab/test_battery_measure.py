@@ -5,6 +5,7 @@ import pytest
 from ppr_core.config import derive
 from ppr_core.lab.desk import Lab
 from ppr_core.lab.graph import Cell
+from ppr_core.lab.measures.battery import shared
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.study import Study
 from ppr_core.metrics import attack_success_rate
@@ -51,7 +52,7 @@ def test_a_cell_of_a_study_is_the_stand_alone_attack_and_becomes_a_submission(st
     method, model = stage.method, lab.model(plan.purified(cell))
     setting = Setting(poisons=2, epochs=2)
     found = next(one for one in load(result.info["cells"]) if one.setting == setting)
-    bench = method.shared(lab, stage)
+    bench = shared(method, lab, stage)
     rng = bench.stream(0)
     assert derive(0, "battery").initial_seed() != derive(0, "retuning").initial_seed()
     tuned = method.tuning(setting)(model, bench.data, rng=rng, poisons=bench.pools["exact"])

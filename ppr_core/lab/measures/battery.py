@@ -66,39 +66,20 @@ class Battery(Measure, battery.Battery):
             f"{CONTROL} {after} {self.flat()}",
             cell.but(defense=CLEAN),
             lambda own: Stage(
-                CONTROL, own, Grid(**self._own()), chains.setting, {"after": after}, (clean, victim)
+                CONTROL, own, Grid(**_arms(self)), chains.setting, {"after": after}, (clean, victim)
             ),
         )
-
-    def _own(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in battery.Battery.model_fields}
 
     def _kept(self, lab: Reader, model: Stage, victim: Stage, cells: list[Point]) -> Control:
         """Return a model to set others beside, whose further cells the store keeps for all."""
         own = model.cell if model.kind == "purified" else victim.cell.but(defense=CLEAN)
 
         def compute(arm: str, settings: Sequence[Setting]) -> list[Point]:
-            method = Further(**self._own(), arm=arm, settings=list(settings))
+            method = Further(**_arms(self), arm=arm, settings=list(settings))
             stage = Stage(FURTHER, own, method, victim.setting, {}, (model, victim))
             return load(lab.result(stage).info["cells"])
 
         return Control(lab.model(model), cells, compute)
-
-    def shared(self, lab: Reader, stage: Stage) -> Bench:
-        """Return what all models of one attack and seed share."""
-        trigger, images = lab.trigger(stage), stage.setting.images
-        poisoned = trigger.attack.poison(images.train, seed=stage.cell.seed, state=trigger.state)
-        kept = poisoned.indices
-        if not (trigger.attack.clean_label or self.retuning.any_class):
-            kept = kept[poisoned.original != trigger.target]
-        return self.bench(
-            images.train,
-            poisons=poisoned.data.subset(kept),
-            test=images.test,
-            stamped=lab.stamped_test(stage),
-            rng=derive(stage.cell.seed, "battery"),
-            originals=images.train.images[kept],
-        )
 
     def measure(self, lab: Reader, stage: Stage) -> Result:
         """Examine the model; keep its cells and figures, and the figures that are numbers."""
@@ -117,7 +98,7 @@ class Battery(Measure, battery.Battery):
             victim_asr=before["asr"],
             warnings=list(found.info.get("warnings", [])),
         )
-        bench, purified = self.shared(lab, stage), lab.model(model)
+        bench, purified = shared(self, lab, stage), lab.model(model)
         guide = controls[1] if ep is None or exact is model else ep
         queries = self.queries(
             bench,
@@ -143,6 +124,28 @@ class Battery(Measure, battery.Battery):
         return Result(info={**info, "verdict": figures.verdict.word}, metrics=metrics)
 
 
+def shared(arms: battery.Arms, lab: Reader, stage: Stage) -> Bench:
+    """Return what all models of one attack and seed share."""
+    trigger, images = lab.trigger(stage), stage.setting.images
+    poisoned = trigger.attack.poison(images.train, seed=stage.cell.seed, state=trigger.state)
+    kept = poisoned.indices
+    if not (trigger.attack.clean_label or arms.retuning.any_class):
+        kept = kept[poisoned.original != trigger.target]
+    return arms.bench(
+        images.train,
+        poisons=poisoned.data.subset(kept),
+        test=images.test,
+        stamped=lab.stamped_test(stage),
+        rng=derive(stage.cell.seed, "battery"),
+        originals=images.train.images[kept],
+    )
+
+
+def _arms(arms: battery.Arms) -> dict[str, Any]:
+    """Return what the cells of a control depend on: a threshold of the verdict is not among it."""
+    return {name: getattr(arms, name) for name in battery.Arms.model_fields}
+
+
 def _mean(values: list[float]) -> float | None:
     return statistics.fmean(values) if values else None
 
@@ -151,16 +154,16 @@ def _above(own: list[float], others: list[float]) -> float | None:
     return statistics.fmean(own) - statistics.fmean(others) if own and others else None
 
 
-class Grid(Battery):
+class Grid(Measure, battery.Arms):
     """The cells of a clean model: those that are the same for every model."""
 
     def measure(self, lab: Reader, stage: Stage) -> Result:
         """Run the grid."""
-        cells = self.grid(self.shared(lab, stage), lab.model(stage.parents[0]))
+        cells = self.grid(shared(self, lab, stage), lab.model(stage.parents[0]))
         return Result(info={"cells": dump(cells)})
 
 
-class Further(Battery):
+class Further(Measure, battery.Arms):
     """Cells of a clean model, or EP's, that the worst setting of another model asks for."""
 
     arm: str = Field("fresh", description="that they belong to")
@@ -168,6 +171,6 @@ class Further(Battery):
 
     def measure(self, lab: Reader, stage: Stage) -> Result:
         """Run them."""
-        bench, model = self.shared(lab, stage), lab.model(stage.parents[0])
+        bench, model = shared(self, lab, stage), lab.model(stage.parents[0])
         cells = examination.run(bench, model, self.arm, self.settings)
         return Result(info={"cells": dump(cells)})
