@@ -46,6 +46,7 @@ LAB = [
 ]
 REPORTING = [
     "reporting.setting",
+    "reporting.checks",
     "reporting.results",
     "reporting.victims",
     "reporting.comparison",

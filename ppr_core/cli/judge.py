@@ -6,11 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ppr_core.cli.study import override, own_label, read
+from ppr_core.cli.study import override, own_label, read, reddened
 from ppr_core.errors import need
 from ppr_core.lab.places import ROOT, results_folder
-
-RED, PLAIN = "\033[31m", "\033[0m"
 
 
 def add(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -53,12 +51,11 @@ def _judge(arguments: argparse.Namespace) -> int:
     print()
     links = {"paper": arguments.paper, "code": arguments.code}
     found = [one.replace(**links) for one in judging.judge(plan, lab, label, name)]
-    colour = sys.stdout.isatty()
     for submission in found:
-        for gate in sorted({gate for run in submission.runs for gate in run.figures.gates}):
-            print(f"{RED}{gate}{PLAIN}" if colour else gate)
-        print(leaderboard.sentence(submission))
-    print("\n" + judging.table(found) + "\n")
+        print(reddened(leaderboard.sentence(submission)))
+        for gate in leaderboard.gates(submission)[1:]:
+            print(reddened(gate, gate))
+    print("\n" + reddened(judging.table(found)) + "\n")
     folder = arguments.out or results_folder() / "leaderboard"
     for submission in found:
         print(f"written  {leaderboard.save(submission, folder)}")

@@ -149,10 +149,15 @@ def row(submission: Submission) -> dict[str, Any]:
         "c_acc": c_acc,
         "cost": None if before is None or c_acc is None else before - c_acc,
         "sentence": sentence(submission),
-        "gates": sorted({gate for one in figures for gate in one.gates}),
+        "gates": gates(submission),
         "plots": [{"seed": run.seed, **curves(run.figures)} for run in submission.runs],
         "cells": [(run.seed, cell) for run in submission.runs for cell in run.cells],
     }
+
+
+def gates(submission: Submission) -> list[str]:
+    """Return the checks that any of its models fails; the first one is the verdict's reason."""
+    return list(dict.fromkeys(gate for run in submission.runs for gate in run.figures.gates))
 
 
 def sentence(submission: Submission) -> str:
