@@ -76,6 +76,8 @@ def examine(
 ) -> tuple[list[Cell], Figures]:
     """Run all arms on a model; return its cells, judged, and its figures.
 
+    A model that is not purified is measured as it came: there is nothing to wake.
+
     Args:
         battery: what is run.
         bench: `battery.bench` of the model's attack and seed.
@@ -129,8 +131,10 @@ class _Examination:
         self, battery: Battery, bench: Bench, model: nn.Module, controls: Sequence[Control]
     ) -> None:
         self.battery, self.bench, self.model, self.controls = battery, bench, model, controls
-        implants = implanting([control.cells for control in controls], battery.limits)
-        self.cells = self._judged(battery.grid(bench, model, implants))
+        self.cells = [bench.start(model)]
+        if (self.cells[0].p_asr or 0.0) <= battery.limits.purified:  # else there is nothing to wake
+            implants = implanting([control.cells for control in controls], battery.limits)
+            self.cells = self._judged(battery.grid(bench, model, implants))
 
     def _judged(self, cells: list[Cell]) -> list[Cell]:
         return judged(cells, [control.cells for control in self.controls], self.battery.limits)
@@ -202,12 +206,16 @@ class _Examination:
         battery, level = self.battery, self.battery.limits.woken
         clean = min(wake_count(control.cells, level) for control in self.controls)
         medians = zip(*(by_count(control.cells) for control in self.controls), strict=True)
-        return {
-            "wake_count": _or_none(wake_count(self.cells, level)),
+        beside = {
             "clean_wake_count": _or_none(clean),
-            "counts": by_count(self.cells),
             "clean_counts": [(at[0][0], statistics.fmean(m for _, m in at)) for at in medians],
             "paper_poisons": battery.retuning.poisoned,
+        }
+        if len(self.cells) == 1:  # as it came, and no more
+            return beside
+        return beside | {
+            "wake_count": _or_none(wake_count(self.cells, level)),
+            "counts": by_count(self.cells),
             "paper_p_asr": _paper_p_asr(battery, self.cells),
             "recovery_epochs": _or_none(recovery(self.cells, battery.paper, level)),
         }

@@ -160,6 +160,13 @@ def test_a_sleeping_backdoor_is_superficial(world):
     assert all(cell.admissible for cell in shown if cell.arm != "fresh")
 
 
+def test_a_model_that_is_awake_is_not_purified_and_nothing_is_run(world):
+    cells, figures = world.judge(world.victim)
+    assert figures.verdict.word == "not purified" and figures.gates == []
+    assert [cell.arm for cell in cells] == ["start"] and figures.counts == []
+    assert figures.clean_counts, "what the clean models need is known all the same"
+
+
 def test_a_model_that_never_held_a_backdoor_holds(world):
     _, figures = world.judge(world.other)
     assert (figures.gates, figures.verdict.word) == ([], "holds")

@@ -99,15 +99,16 @@ class Battery(Measure, battery.Battery):
             warnings=list(found.info.get("warnings", [])),
         )
         bench, purified = shared(self, lab, stage), lab.model(model)
-        guide = controls[1] if ep is None or exact is model else ep
-        queries = self.queries(
-            bench,
-            purified,
-            surrogate=guide.model,
-            unseen=controls[0].model,
-            triggered=triggered_training(lab, stage),
-            rng=derive(stage.cell.seed, "query"),
-        )
+        guide, queries = controls[1] if ep is None or exact is model else ep, []
+        if found.metrics["asr"] <= self.limits.purified:
+            queries = self.queries(
+                bench,
+                purified,
+                surrogate=guide.model,
+                unseen=controls[0].model,
+                triggered=triggered_training(lab, stage),
+                rng=derive(stage.cell.seed, "query"),
+            )
         given = {"ep": ep, "queries": queries, "evidence": evidence}
         cells, figures = examine(self, bench, purified, controls, **given)
         numbers = {
