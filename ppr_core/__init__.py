@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test holds these to the ta
     from ppr_core.models import build as build_model
     from ppr_core.models.base import Architecture as Architecture
     from ppr_core.reactivation.retuning import Retuning as Retuning
+    from ppr_core.reporting.judging import judge as judge
     from ppr_core.reporting.run import run_study as run_study
     from ppr_core.training.fit import Schedule as Schedule
     from ppr_core.training.fit import fit as fit
@@ -53,6 +54,7 @@ _NAMES = {
     "models": "MODELS build_model=build",
     "models.base": "Architecture",
     "reactivation.retuning": "Retuning",
+    "reporting.judging": "judge",
     "reporting.run": "run_study",
     "training.fit": "Schedule fit",
 }

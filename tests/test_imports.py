@@ -50,6 +50,7 @@ LAB = [
 ]
 REPORTING = [
     "reporting.setting",
+    "reporting.checks",
     "reporting.results",
     "reporting.victims",
     "reporting.comparison",
@@ -60,6 +61,7 @@ REPORTING = [
     "reporting.regression",
     "reporting.claims",
     "reporting.leaderboard",
+    "reporting.judging",
     "reporting.boards",
     "reporting.plots",
     "reporting.frames",
@@ -72,6 +74,7 @@ REPORTING = [
     "cli.study",
     "cli.evaluate",
     "cli.scan",
+    "cli.judge",
     "cli.listings",
     "cli.servers",
     "cli.doctor",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # late, so that --help imports neither torch nor mlflow
 
 OWN = ("attack", "defense", "measure")  # what the command line adds from a user's own file
 NAMED = {"dataset": "data set", "model": "classifier"}  # what it takes in place of the file's
+RED, PLAIN = "\033[31m", "\033[0m"  # of a terminal's text
 
 
 def add(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -150,7 +151,7 @@ def compute(plan: "Plan", store: "Store", sections: list[Path], *where: Any) -> 
     lab = Lab(store)
     failures = engine.run(plan, lab, *where)
     comparison.log_cells(plan, store)
-    print("\n" + results.text_table(results.cells(plan, store)) + "\n", flush=True)
+    print("\n" + reddened(results.text_table(results.cells(plan, store))) + "\n", flush=True)
     clock = time.time()
     broken = notebooks.execute_all(sections, plan, store)
     told = time.time() - clock
@@ -162,6 +163,13 @@ def compute(plan: "Plan", store: "Store", sections: list[Path], *where: Any) -> 
     for name, reason in failures.items():
         print(f"failed   {name}: {reason}", file=sys.stderr)
     return 1 if failures or broken else 0
+
+
+def reddened(text: str, mark: str = "no verdict") -> str:
+    """Return text with the lines that have a mark in red, on a terminal."""
+    if not sys.stdout.isatty():
+        return text
+    return "\n".join(f"{RED}{line}{PLAIN}" if mark in line else line for line in text.split("\n"))
 
 
 def _shares(seconds: dict[str, float]) -> str:
@@ -227,6 +235,6 @@ def _report(arguments: argparse.Namespace) -> int:
     if arguments.format == "html":
         print(path)
         return 0
-    print(results.text_table(evidence.cells))
+    print(reddened(results.text_table(evidence.cells)))
     print(f"\n{claims.text(claims.scoreboard(evidence))}\nreport   {path}")
     return 0

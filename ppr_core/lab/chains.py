@@ -88,6 +88,10 @@ class Chains:
             return self.clean_model(cell.seed)
         return self.backdoored(cell) if cell.defense == NO_DEFENSE else self.purified(cell)
 
+    def taken(self, label: str, cell: Cell) -> Stage | None:
+        """Return the stage of one measure of a cell, or None where it is not taken (see `Plan`)."""
+        return None
+
     def once(self, kind: str, cell: Cell, make: Callable[[Cell], Any]) -> Any:
         """Return what was made of a cell, made at the first call."""
         if (kind, cell) not in self._stages:

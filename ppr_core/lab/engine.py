@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from ppr_core.errors import ConfigError, DataError, need
 from ppr_core.lab import places
 from ppr_core.lab.checks import check
 from ppr_core.lab.desk import Lab
-from ppr_core.lab.graph import Stage
+from ppr_core.lab.graph import Stage, with_parents
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import Store
 from ppr_core.reactivation.retuning import Retuning
@@ -33,7 +34,13 @@ TRIES = 3  # of starting Ray
 FAILURES = (ConfigError, DataError, RuntimeError)
 
 
-def run(plan: Plan, lab: Lab, backend: Backend = "local", gpu_share: float = 1.0) -> Failures:
+def run(
+    plan: Plan,
+    lab: Lab,
+    backend: Backend = "local",
+    gpu_share: float = 1.0,
+    wanted: Sequence[Stage] | None = None,
+) -> Failures:
     """Compute every stage of a study that the store does not hold.
 
     A stage that fails does not stop the others: it is kept as a FAILED run, what depends on it is
@@ -45,6 +52,7 @@ def run(plan: Plan, lab: Lab, backend: Backend = "local", gpu_share: float = 1.0
         lab: computes a stage.
         backend: "local" is this process; "ray" starts Ray or joins RAY_ADDRESS.
         gpu_share: share of a GPU that one stage takes under Ray; 0.25 packs four on a card.
+        wanted: stages to compute with what they read, in place of all.
 
     Returns:
         Stage name -> reason, for what failed or was left out.
@@ -61,7 +69,7 @@ def run(plan: Plan, lab: Lab, backend: Backend = "local", gpu_share: float = 1.0
     closed = lab.store.close_stale()
     if closed:
         print(f"closed {closed} run(s) of a killed start; going on from their checkpoints")
-    stages = plan.stages()
+    stages = plan.stages() if wanted is None else with_parents(wanted)
     waiting = [stage for stage in stages if not lab.cached(stage)]
     if not waiting:
         return {}

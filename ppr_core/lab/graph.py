@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -230,6 +230,21 @@ class Stage:
                 return stage
             line += stage.parents
         return None
+
+
+def with_parents(stages: Iterable[Stage]) -> list[Stage]:
+    """Return stages and all that they read, each once, parents before children."""
+    ordered: dict[str, Stage] = {}
+
+    def add(stage: Stage) -> None:
+        if stage.key not in ordered:
+            for parent in stage.parents:
+                add(parent)
+            ordered[stage.key] = stage
+
+    for stage in stages:
+        add(stage)
+    return list(ordered.values())
 
 
 def identity(method: Settings) -> dict[str, Any]:

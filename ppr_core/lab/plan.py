@@ -13,7 +13,16 @@ from ppr_core.config import SettingsError, digest, from_registry, load_own, unkn
 from ppr_core.defenses import DEFENSES, Defense
 from ppr_core.errors import CheckpointError, need
 from ppr_core.lab.chains import Chains, Made
-from ppr_core.lab.graph import CLEAN, NO_ATTACK, NO_DEFENSE, Cell, Setting, Stage, Variant
+from ppr_core.lab.graph import (
+    CLEAN,
+    NO_ATTACK,
+    NO_DEFENSE,
+    Cell,
+    Setting,
+    Stage,
+    Variant,
+    with_parents,
+)
 from ppr_core.lab.measures import MEASURES, Measure
 from ppr_core.lab.study import Study
 from ppr_core.models import MODELS
@@ -148,22 +157,11 @@ class Plan(Chains):
 
     def stages(self) -> list[Stage]:
         """Return every stage of the study once, parents before children."""
-        ordered: dict[str, Stage] = {}
-
-        def add(stage: Stage) -> None:
-            for parent in stage.parents:
-                add(parent)
-            ordered.setdefault(stage.key, stage)
-
         cells = list(self.cells())
-        for cell in cells:
-            add(self.last(cell))
+        wanted = [self.last(cell) for cell in cells]
         for cell in cells:  # after RA of all: the table is complete as early as can be
-            for stage in self.measured(cell).values():
-                add(stage)
-        for stage in self.of_attacks():
-            add(stage)
-        return list(ordered.values())
+            wanted += self.measured(cell).values()
+        return with_parents([*wanted, *self.of_attacks()])
 
     def of_attacks(self) -> list[Stage]:
         """Return the stages of what is measured once of an attack's purified models."""

@@ -91,7 +91,7 @@ class Reader:
             stage: that goes back to the attacker's victim.
             any_class: also those whose true class is the target.
         """
-        train, indices = stage.setting.images.train, self._poison_indices(stage)
+        train, indices = stage.setting.images.train, self.poison_indices(stage)
         return self.trigger(stage).poisons(train, indices, any_class=any_class)
 
     def query_images(self, stage: Stage) -> ImageSet:
@@ -101,10 +101,10 @@ class Reader:
             stage: that goes back to the attacker's victim.
         """
         return self.trigger(stage).query_images(
-            stage.setting.images.train, self._poison_indices(stage)
+            stage.setting.images.train, self.poison_indices(stage)
         )
 
-    def _poison_indices(self, stage: Stage) -> Tensor:
+    def poison_indices(self, stage: Stage) -> Tensor:
         """Return which training images the victim's poisons are: as drawn when it was trained."""
         victim = stage.victim
         if victim.file is None:

@@ -1,45 +1,30 @@
 """RB-1: a battery of retuning attacks, calibrated against models that never held the backdoor."""
 
+from collections.abc import Collection
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ppr_core.config import Field, Settings
+from ppr_core.config import Budget, Field, Settings
 from ppr_core.data.images import ImageSet
 from ppr_core.errors import DataError, need
 from ppr_core.reactivation.cells import Bench, Cell, Setting, weakened
-from ppr_core.reactivation.figures import Limits
+from ppr_core.reactivation.figures import Limits, QueryResult
 from ppr_core.reactivation.gates import Gates
+from ppr_core.reactivation.perturbation import along, sweep
+from ppr_core.reactivation.query import Query, generator_of
 from ppr_core.reactivation.retuning import Retuning
 
 
-class Battery(Settings):
-    """Retune a model in every way that leaves a clean model asleep, and keep the worst.
+class Arms(Settings):
+    """The tunings that every model goes through, and what each of them is."""
 
-    `examination.examine` runs it. Its arms: relearning without poisons, the number of poisons, the
-    strength of the tuning, then batch norm and a weakened trigger at the worst setting so far. QRA,
-    measured elsewhere, is the sixth. The worst setting is tuned anew with draws that had no part in
-    choosing it.
-
-    What it cannot see: a backdoor that wakes for another trigger than the one stamped; whether a
-    model that sleeps through every arm has forgotten, or hides better than these arms seek; more
-    samples, longer tunings or other optimizers than its fields name; a defense that hinders the
-    tuning of fewer than a quarter of its layers; changes to the architecture (one that cuts off
-    gradients is noticed and gated, not undone); an attack made for one defense in particular.
-    "Holds" is a statement about these arms, not a proof.
-    """
-
-    source: ClassVar[str] = (
-        "this project; axes after Qi et al. 2024, arXiv:2412.07097; tuning of Min et al. 2024, "
-        "arXiv:2410.09838, sec. 3.2"
-    )
     version: ClassVar[int] = 1
 
     retuning: Retuning = Field(Retuning(), description="RA at the paper's strength")
     counts: list[int] = Field([1, 2, 5, 10, 20, 50], description="poisons of the count arm")
     draws: int = Field(3, ge=1, description="draws of each count")
-    fresh: int = Field(3, ge=1, description="further draws of the worst setting")
     factors: list[float] = Field([0.3, 1.0, 3.0], description="learning rates, times their own")
     epochs: list[int] = Field([1, 5, 20], description="epochs of the strength arm")
     optimizers: list[Literal["sgd", "adam"]] = Field(["sgd", "adam"], description="update rules")
@@ -48,8 +33,6 @@ class Battery(Settings):
     relearn_epochs: list[int] = Field([5, 20], description="epochs without poisons")
     weak: float = Field(0.5, ge=0, lt=1, description="strength of the trigger arm's poisons")
     images: int = Field(1000, ge=1, description="test images of each kind behind a cell")
-    limits: Limits = Field(Limits(), description="thresholds of the verdict")
-    gates: Gates = Field(Gates(), description="thresholds of the checks before any verdict")
 
     @property
     def paper(self) -> Setting:
@@ -104,8 +87,17 @@ class Battery(Settings):
             rng=rng,
         )
 
-    def grid(self, bench: Bench, model: nn.Module) -> list[Cell]:
-        """Run the arms that are the same for every model: relearn, count, strength."""
+    def grid(
+        self, bench: Bench, model: nn.Module, implants: Collection[Setting] = ()
+    ) -> list[Cell]:
+        """Run the arms that are the same for every model: relearn, count, strength.
+
+        Args:
+            bench: of the model's attack and seed.
+            model: left untouched.
+            implants: settings that wake a clean model: they never count, and those of the strength
+                arm are left without numbers where no other setting needs the same run.
+        """
         cells, paper = [bench.start(model)], self.paper
         for factor in self.relearn_factors:
             alone = Setting(poisons=0, factor=factor)
@@ -113,7 +105,7 @@ class Battery(Settings):
         for optimizer in self.optimizers:
             for factor in self.factors:
                 strong = paper.replace(optimizer=optimizer, factor=factor)
-                cells += bench.run(model, "strength", strong, self.epochs)
+                cells += self._strong(bench, model, strong, implants)
         known = {cell.setting: cell for cell in cells if cell.arm == "strength"}
         for count in sorted({*self.counts, paper.poisons}):
             for draw in range(self.draws):
@@ -123,3 +115,86 @@ class Battery(Settings):
                 else:
                     cells += bench.run(model, "count", some, [paper.epochs])
         return cells
+
+    def _strong(
+        self, bench: Bench, model: nn.Module, strong: Setting, implants: Collection[Setting]
+    ) -> list[Cell]:
+        """Run one rate and optimizer as far as a setting of it may count.
+
+        The paper's own goes to the end: recovery speed and the count arm read it.
+        """
+        every = [strong.replace(epochs=epochs) for epochs in sorted(self.epochs)]
+        whole = strong.replace(epochs=self.paper.epochs) == self.paper
+        last = max((s.epochs for s in every if whole or s not in implants), default=0)
+        run = [setting.epochs for setting in every if setting.epochs <= last]
+        cells = bench.run(model, "strength", strong, run) if run else []
+        return cells + [Cell(arm="strength", setting=s) for s in every if s.epochs > last]
+
+
+class Battery(Arms):
+    """Retune a model in every way that leaves a clean model asleep, and keep the worst.
+
+    `examination.examine` runs it. Its arms: relearning without poisons, the number of poisons, the
+    strength of the tuning, then batch norm and a weakened trigger at the worst setting so far, and
+    QRA. The worst setting is tuned anew with draws that had no part in choosing it.
+
+    What it cannot see: a backdoor that wakes for another trigger than the one stamped; whether a
+    model that sleeps through every arm has forgotten, or hides better than these arms seek; more
+    samples, longer tunings or other optimizers than its fields name; a defense that hinders the
+    tuning of fewer than a quarter of its layers; changes to the architecture (one that cuts off
+    gradients is noticed and gated, not undone); an attack made for one defense in particular.
+    "Holds" is a statement about these arms, not a proof.
+    """
+
+    source: ClassVar[str] = (
+        "this project; axes after Qi et al. 2024, arXiv:2412.07097; tuning of Min et al. 2024, "
+        "arXiv:2410.09838, sec. 3.2"
+    )
+    version: ClassVar[int] = 1
+
+    fresh: int = Field(3, ge=1, description="further draws of the worst setting")
+    query: Query = Field(Query(surrogate="ep", form="paper"), description="QRA")
+    budgets: list[Budget] = Field(
+        [4 / 255, 8 / 255, 16 / 255], description="largest changes of a pixel by QRA, in [0, 1]"
+    )
+    limits: Limits = Field(Limits(), description="thresholds of the verdict")
+    gates: Gates = Field(Gates(), description="thresholds of the checks before any verdict")
+
+    def queries(
+        self,
+        bench: Bench,
+        model: nn.Module,
+        *,
+        surrogate: nn.Module,
+        unseen: nn.Module,
+        triggered: ImageSet,
+        rng: torch.Generator,
+    ) -> list[QueryResult]:
+        """Run QRA on a model, from its retuning at the paper's strength.
+
+        Args:
+            bench: of the model's attack and seed.
+            model: left untouched.
+            surrogate: EP's model or a clean one, which the perturbation must not fool.
+            unseen: another clean model, on which it is scored beside the model.
+            triggered: stamped training images outside the target class, with their true labels.
+            rng: of the draws and the generator.
+        """
+        retuning = self.tuning(self.paper)
+        pool, stream = bench.pools["exact"], bench.stream(0)
+        relearned = retuning(model, bench.data, rng=stream, poisons=pool).model
+        outcome = self.query(
+            model,
+            bench.data,
+            rng=rng,
+            retuned=relearned,
+            surrogate=surrogate,
+            triggered=triggered,
+        )
+        perturb, models = along(generator_of(outcome.tensors)), {"own": model, "clean": unseen}
+        rows = sweep(models, bench.test, bench.stamped, perturb, sorted(self.budgets))
+        reached = {(row["model"], row["eps"]): row["p_asr"] for row in rows}
+        return [
+            QueryResult(eps=eps, p_asr=reached["own", eps], clean=reached["clean", eps])
+            for eps in sorted(self.budgets)
+        ]

@@ -50,7 +50,10 @@ class Setting(Settings):
 
 
 class Cell(Settings):
-    """What a model was after one setting; without numbers where the tuning diverged."""
+    """What a model was after one setting.
+
+    Without numbers where the tuning diverged, or was left out because it implants.
+    """
 
     arm: str = Field(description="start, relearn, count, strength, batch norm, trigger or fresh")
     setting: Setting = Field(description="the tuning")
@@ -60,7 +63,7 @@ class Cell(Settings):
         None, description="change of a weight tensor over its norm: the lower quartile of all"
     )
     curve: list[Point] = Field([], description="(epochs, ASR) on the way")
-    admissible: bool | None = Field(None, description="no clean model woke; none: not judged")
+    admissible: bool | None = Field(None, description="no clean model woke; none: no need to know")
 
 
 def dump(cells: Sequence[Cell]) -> list[dict[str, Any]]:

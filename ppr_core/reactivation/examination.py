@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from ppr_core.reactivation.figures import (
     by_count,
     by_place,
     counted,
+    implanting,
     judged,
     recovery,
     started,
@@ -32,18 +33,35 @@ CANDIDATES = 3  # worst settings that are tried with fresh draws until one stays
 
 @dataclass
 class Control:
-    """A model that never held the backdoor, and the cells that are known of it so far."""
+    """A model to set others beside, clean or EP's, and the cells that are known of it so far.
+
+    Attributes:
+        model: left untouched.
+        cells: its grid, for a clean model; run where it is empty.
+        compute: returns its cells of an arm's settings, each of one epoch count; it may keep them
+            for the next model examined. By default they are run.
+    """
 
     model: nn.Module
     cells: list[Cell] = field(default_factory=list)
+    compute: Callable[[str, Sequence[Setting]], list[Cell]] | None = None
 
-    def add(self, bench: Bench, arm: str, setting: Setting) -> Cell:
-        """Return its cell of a setting, run where it is not known yet."""
-        known = next((cell for cell in self.cells if cell.setting == setting), None)
-        if known is None:
-            known = bench.run(self.model, arm, setting, [setting.epochs])[0]
-            self.cells.append(known)
-        return known
+    def take(self, bench: Bench, arm: str, settings: Sequence[Setting]) -> list[Cell]:
+        """Return its cells of some settings, computed where they are not known yet."""
+        known = {cell.setting: cell for cell in self.cells}
+        missing = [setting for setting in settings if setting not in known]
+        if missing:
+            new = (
+                self.compute(arm, missing) if self.compute else run(bench, self.model, arm, missing)
+            )
+            self.cells += new
+            known |= {cell.setting: cell for cell in new}
+        return [known[setting] for setting in settings]
+
+
+def run(bench: Bench, model: nn.Module, arm: str, settings: Sequence[Setting]) -> list[Cell]:
+    """Return a model's cells of some settings."""
+    return [bench.run(model, arm, setting, [setting.epochs])[0] for setting in settings]
 
 
 def examine(
@@ -52,11 +70,13 @@ def examine(
     model: nn.Module,
     controls: Sequence[Control],
     *,
-    ep: nn.Module | None = None,
+    ep: Control | None = None,
     queries: Sequence[QueryResult] = (),
     evidence: Evidence | None = None,
 ) -> tuple[list[Cell], Figures]:
     """Run all arms on a model; return its cells, judged, and its figures.
+
+    A model that is not purified is measured as it came: there is nothing to wake.
 
     Args:
         battery: what is run.
@@ -73,14 +93,13 @@ def examine(
     need(controls, "expected at least one clean control (two for RB-1), got none", DataError)
     for control in controls:
         control.cells = control.cells or battery.grid(bench, control.model)
-    run = _Examination(battery, bench, model, controls)
-    worst, fresh = run.search()
-    start = started(run.cells)
-    beside = [Control(ep)] if ep is not None else []
-    clean = [run.mean(controls, cell) for cell in fresh]
-    exact = [run.mean(beside, cell) for cell in fresh if beside]
+    found = _Examination(battery, bench, model, controls)
+    worst, fresh = found.search()
+    start = started(found.cells)
+    clean = found.beside(controls, fresh)
+    exact = found.beside([ep], fresh) if ep else []
     p_asr = [cell.p_asr or 0.0 for cell in fresh]
-    gates = battery.gates((evidence or Evidence()).replace(**run.evidence()))
+    gates = battery.gates((evidence or Evidence()).replace(**found.evidence()))
     said = verdict(
         start.p_asr or 0.0,
         [own - other for own, other in zip(p_asr, clean, strict=True)],
@@ -90,7 +109,7 @@ def examine(
     )
     if gates:
         said = Verdict(word="no verdict", reason=gates[0])
-    return run.cells, Figures(
+    return found.cells, Figures(
         o_asr=start.p_asr or 0.0,
         c_acc=start.c_acc or 0.0,
         worst_arm=worst.arm if worst else "",
@@ -101,7 +120,7 @@ def examine(
         queries=list(queries),
         gates=gates,
         verdict=said,
-        **run.counts(),
+        **found.counts(),
     )
 
 
@@ -112,49 +131,57 @@ class _Examination:
         self, battery: Battery, bench: Bench, model: nn.Module, controls: Sequence[Control]
     ) -> None:
         self.battery, self.bench, self.model, self.controls = battery, bench, model, controls
-        self.cells = self._judged(battery.grid(bench, model))
+        self.cells = [bench.start(model)]
+        if (self.cells[0].p_asr or 0.0) <= battery.limits.purified:  # else there is nothing to wake
+            implants = implanting([control.cells for control in controls], battery.limits)
+            self.cells = self._judged(battery.grid(bench, model, implants))
 
     def _judged(self, cells: list[Cell]) -> list[Cell]:
         return judged(cells, [control.cells for control in self.controls], self.battery.limits)
-
-    def _more(self, arm: str, settings: Sequence[Setting]) -> list[Cell]:
-        """Run further settings on the model and on the controls."""
-        new = []
-        for setting in settings:
-            for control in self.controls:
-                control.add(self.bench, arm, setting)
-            new += self.bench.run(self.model, arm, setting, [setting.epochs])
-        new = self._judged(new)
-        self.cells += new
-        return new
 
     def search(self) -> tuple[Cell | None, list[Cell]]:
         """Return a cell of the worst admissible setting, and that setting's fresh draws."""
         battery, limits = self.battery, self.battery.limits
         order = by_place(counted(self.cells, limits))
         if order:
-            self._vary(order[0][1].setting.place)
+            self._vary(*order[0])
             order = by_place(counted(self.cells, limits))
         for _, cell in order[:CANDIDATES]:
             draws = range(battery.draws, battery.draws + battery.fresh)
-            new = self._more("fresh", [cell.setting.replace(draw=draw) for draw in draws])
+            settings = [cell.setting.replace(draw=draw) for draw in draws]
+            for control in self.controls:
+                control.take(self.bench, "fresh", settings)
+            new = self._judged(run(self.bench, self.model, "fresh", settings))
+            self.cells += new
             fresh = counted([started(self.cells), *new], limits)
             if len(fresh) >= min(2, battery.fresh):
                 return cell, fresh
         return None, []
 
-    def _vary(self, worst: Setting) -> None:
-        """Run the arms that change one more thing about the worst setting so far."""
-        if any(True for _ in batch_norms(self.model)):
-            self._more("batch norm", [worst.replace(batch_norm="recalibrated")])
-            self._more("batch norm", [worst.replace(batch_norm="frozen")])
-        if self.bench.pools["weak"] is not None and worst.poisons:
-            self._more("trigger", [worst.replace(trigger="weak")])
+    def _vary(self, worst_p_asr: float, worst: Cell) -> None:
+        """Run the arms that change one more thing about the worst setting so far.
 
-    def mean(self, models: Sequence[Control], cell: Cell) -> float:
-        """Return the mean P-ASR of other models in a cell; one that diverged sleeps."""
-        found = [other.add(self.bench, cell.arm, cell.setting).p_asr for other in models]
-        return statistics.fmean(asr or 0.0 for asr in found)
+        Clean models go through what is worse than that: whether the others would be admissible
+        makes no difference.
+        """
+        place, arms = worst.setting.place, []
+        if any(True for _ in batch_norms(self.model)):
+            arms += [("batch norm", place.replace(batch_norm="recalibrated"))]
+            arms += [("batch norm", place.replace(batch_norm="frozen"))]
+        if self.bench.pools["weak"] is not None and place.poisons:
+            arms += [("trigger", place.replace(trigger="weak"))]
+        for arm, setting in arms:
+            (cell,) = run(self.bench, self.model, arm, [setting])
+            if (cell.p_asr or 0.0) > worst_p_asr:
+                for control in self.controls:
+                    control.take(self.bench, arm, [setting])
+            self.cells += self._judged([cell])
+
+    def beside(self, models: Sequence[Control], fresh: Sequence[Cell]) -> list[float]:
+        """Return the mean P-ASR of other models in each cell; one that diverged sleeps."""
+        settings = [cell.setting for cell in fresh]
+        found = [other.take(self.bench, "fresh", settings) for other in models]
+        return [statistics.fmean(c.p_asr or 0.0 for c in at) for at in zip(*found, strict=True)]
 
     def evidence(self) -> dict[str, float | None]:
         """Return what the cells themselves tell the checks."""
@@ -179,12 +206,16 @@ class _Examination:
         battery, level = self.battery, self.battery.limits.woken
         clean = min(wake_count(control.cells, level) for control in self.controls)
         medians = zip(*(by_count(control.cells) for control in self.controls), strict=True)
-        return {
-            "wake_count": _or_none(wake_count(self.cells, level)),
+        beside = {
             "clean_wake_count": _or_none(clean),
-            "counts": by_count(self.cells),
             "clean_counts": [(at[0][0], statistics.fmean(m for _, m in at)) for at in medians],
             "paper_poisons": battery.retuning.poisoned,
+        }
+        if len(self.cells) == 1:  # as it came, and no more
+            return beside
+        return beside | {
+            "wake_count": _or_none(wake_count(self.cells, level)),
+            "counts": by_count(self.cells),
             "paper_p_asr": _paper_p_asr(battery, self.cells),
             "recovery_epochs": _or_none(recovery(self.cells, battery.paper, level)),
         }

@@ -82,21 +82,29 @@ def started(cells: Iterable[Cell]) -> Cell:
 def judged(cells: Iterable[Cell], controls: Sequence[Sequence[Cell]], limits: Limits) -> list[Cell]:
     """Say of each cell whether it is admissible: whether every clean model stayed asleep in it.
 
-    A setting that wakes what never slept, or that costs a clean model its accuracy, implants.
+    A setting that wakes what never slept, or that costs a clean model its accuracy, implants. Of
+    one that a clean model did not go through nothing is said.
     """
     tables = [{cell.setting: cell for cell in control} for control in controls]
     before = [started(control).c_acc or 0.0 for control in controls]
 
-    def quiet(setting: Setting) -> bool:
-        for table, c_acc in zip(tables, before, strict=True):
-            found = table.get(setting)
-            if found is None or found.p_asr is None or found.c_acc is None:
+    def quiet(setting: Setting) -> bool | None:
+        found = [table.get(setting) for table in tables]
+        if None in found or not found:
+            return None
+        for cell, c_acc in zip(found, before, strict=True):
+            if cell.p_asr is None or cell.c_acc is None:
                 return False
-            if found.p_asr >= limits.awake or c_acc - found.c_acc > limits.fall:
+            if cell.p_asr >= limits.awake or c_acc - cell.c_acc > limits.fall:
                 return False
-        return bool(tables)
+        return True
 
     return [cell.replace(admissible=quiet(cell.setting)) for cell in cells]
+
+
+def implanting(controls: Sequence[Sequence[Cell]], limits: Limits) -> set[Setting]:
+    """Return the settings in which a clean model does not stay asleep."""
+    return {cell.setting for cell in judged(controls[0], controls, limits) if not cell.admissible}
 
 
 def counted(cells: Sequence[Cell], limits: Limits) -> list[Cell]:

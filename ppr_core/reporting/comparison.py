@@ -11,6 +11,7 @@ from ppr_core.config import digest
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import Store
 from ppr_core.reporting import results
+from ppr_core.reporting.checks import MARK
 from ppr_core.reporting.results import COLOURS, FIGURES, cells, label
 
 EPOCHS = {"p_asr": "asr", "p_c_acc": "c_acc"}  # figures kept with every epoch of RA
@@ -68,13 +69,15 @@ def log_cells(plan: Plan, store: Store) -> None:
 def _log_cell(plan: Plan, store: Store, row: pd.Series, logged: list[str]) -> str:
     """Return the run of a cell; one with older figures makes room for it."""
     figures = {name: row[name] for name in logged if pd.notna(row[name])}
-    key = digest(["cell: epochs, colour", plan.study.name, row["label"], row["last"], figures])
+    about = ["cell: epochs, colour", plan.study.name, row["label"], row["last"], figures]
+    key = digest([*about, row["checks"]] if row["checks"] else about)
     if found := store.find(key):
         return found.info.run_id
     name = f"{row['attack']} / {row['label']} s{row['seed']}"
     for old in store.search(plan.study.name, kind="cell", cell=name):
         store.discard(old.info.run_id)
     tags = {"kind": "cell", "key": key, "cell": name, "parent": row["last"]}
+    tags |= {"no_verdict": row["checks"][:4000]} if row["checks"] else {}
     run = store.start(
         plan.study.name,
         name,
@@ -103,6 +106,8 @@ def _tell(row: pd.Series) -> str:
         if pd.notna(row[asr])
     ]
     text = f"**{row['attack']} / {row['label']}**, seed {row['seed']}: {'; '.join(says)}."
+    if row["checks"]:
+        text += f"\n\n**No verdict.** {row['checks'].replace(MARK, ' ')}\n\n"
     if len(says) > 1:
         text += " `p_asr` and `p_c_acc` have a step for each epoch of that attack, 0 before it."
     return text

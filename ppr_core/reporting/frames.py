@@ -12,7 +12,7 @@ def readable(rows: pd.DataFrame) -> Styler:
     """Return `results.cells` with a line for each attack and defense: before, after, change.
 
     A line that was woken (by `results.WOKEN_BY` points or more) has its change in red; one that was
-    purified and stays so has it in green.
+    purified and stays so has it in green; one that fails a check has no verdict, in red as well.
     """
     table = results.summary(rows)
     heads = {"o_c_acc": "C-Acc", "o_asr": "O-ASR", "p_asr": "P-ASR"} | results.further_heads(table)
@@ -21,9 +21,12 @@ def readable(rows: pd.DataFrame) -> Styler:
         change, kept = row["change"], row["o_asr"] <= results.PURIFIED_BELOW
         figures = {head: results.cell_text(row, name) for name, head in heads.items()}
         told = f"{change:+.1f}" if pd.notna(change) else "-"
+        told = "no verdict" if row["checks"] else told
         lines.append({"attack": row["attack"], "defense": results.label(row), **figures})
         lines[-1]["change of ASR"] = told
         woken = pd.notna(change) and change >= results.WOKEN_BY
-        marks.append(WOKEN if woken else ASLEEP if kept and pd.notna(change) else "")
+        marks.append(
+            WOKEN if woken or row["checks"] else ASLEEP if kept and pd.notna(change) else ""
+        )
     frame = pd.DataFrame(lines, columns=["attack", "defense", *heads.values(), "change of ASR"])
     return frame.style.hide(axis="index").apply(lambda _: marks, subset=["change of ASR"])

@@ -19,6 +19,7 @@ from ppr_core.reactivation.summary import Figures
 
 TEMPLATE = "leaderboard.html.j2"
 ORDER = ("holds", "open", "superficial", "not purified", "no verdict")
+CLEAN = ("clean_wake_count", "clean_counts")  # of a model's figures
 PLOT = {"width": 300, "height": 140, "left": 34, "bottom": 22}  # pixels
 
 
@@ -137,9 +138,10 @@ def row(submission: Submission) -> dict[str, Any]:
     before = submission.victim_c_acc
     return {
         "submission": submission,
-        "wake": wake_text([one.wake_count for one in figures], figures),
-        "wake_number": _middle([one.wake_count for one in figures]),
-        "clean_wake": wake_text([one.clean_wake_count for one in figures], figures),
+        "wake": wake_text(figures, "wake_count", "counts"),
+        "wake_key": _key(figures, "wake_count", "counts"),
+        "clean_wake": wake_text(figures, *CLEAN),
+        "clean_key": _key(figures, *CLEAN),
         "o_asr": _mean([one.o_asr for one in figures]),
         "paper_p_asr": _mean([one.paper_p_asr for one in figures]),
         "worst": _over(submission, "p_asr"),
@@ -149,10 +151,15 @@ def row(submission: Submission) -> dict[str, Any]:
         "c_acc": c_acc,
         "cost": None if before is None or c_acc is None else before - c_acc,
         "sentence": sentence(submission),
-        "gates": sorted({gate for one in figures for gate in one.gates}),
+        "gates": gates(submission),
         "plots": [{"seed": run.seed, **curves(run.figures)} for run in submission.runs],
         "cells": [(run.seed, cell) for run in submission.runs for cell in run.cells],
     }
+
+
+def gates(submission: Submission) -> list[str]:
+    """Return the checks that any of its models fails; the first one is the verdict's reason."""
+    return list(dict.fromkeys(gate for run in submission.runs for gate in run.figures.gates))
 
 
 def sentence(submission: Submission) -> str:
@@ -165,7 +172,7 @@ def sentence(submission: Submission) -> str:
     before = _mean([one.o_asr for one in figures]) or 0.0
     woken = _woken(figures)
     needs = "; the clean model needs "
-    needs += wake_text([one.clean_wake_count for one in figures], figures)
+    needs += wake_text(figures, *CLEAN)
     if said.word == "superficial" and all(one.wake_count == 0 for one in figures):
         return f"{head}clean samples alone bring ASR from {before:.0f} to 50 % or more{needs}"
     if said.word == "superficial" and woken:
@@ -195,16 +202,25 @@ def _woken(figures: Sequence[Figures]) -> tuple[int, float] | None:
     return None
 
 
-def wake_text(counts: Sequence[float | None], figures: Sequence[Figures]) -> str:
+def wake_text(figures: Sequence[Figures], name: str, tried: str) -> str:
     """Return the median wake count over seeds; "> 50" where it is none of the counts tried."""
-    largest = max((count for one in figures for count, _ in one.counts), default=0)
-    middle = _middle(counts)
+    largest = max((count for one in figures for count, _ in getattr(one, tried)), default=0)
+    if not largest:
+        return "–"
+    middle = _middle([getattr(one, name) for one in figures])
     return f"> {largest}" if middle is None else f"{middle:.2g}" if middle < 1 else f"{middle:.0f}"
+
+
+def _key(figures: Sequence[Figures], name: str, tried: str) -> float | None:
+    """Return what a wake count is sorted by; None where no count was tried."""
+    middle = _middle([getattr(one, name) for one in figures])
+    known = any(getattr(one, tried) for one in figures)
+    return (1e9 if middle is None else middle) if known else None
 
 
 def curves(figures: Figures) -> dict[str, Any]:
     """Return the points of P-ASR over poisons, of the model and of the clean ones, in pixels."""
-    counts = [count for count, _ in figures.counts] or [1]
+    counts = [count for count, _ in figures.clean_counts] or [1]
     span = math.log(max(counts) / min(counts)) or 1.0
     width, height = PLOT["width"] - PLOT["left"] - 8, PLOT["height"] - PLOT["bottom"] - 8
 

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from ppr_core.lab.marks import commit
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import Store
-from ppr_core.reporting import claims, paper, results, tables
+from ppr_core.reporting import checks, claims, paper, results, tables
 from ppr_core.reporting.evidence import Evidence
 
 TEMPLATE = "report.html.j2"
@@ -34,6 +34,8 @@ def write(plan: Plan, store: Store, evidence: Evidence) -> Path:
         The path of the HTML file, which needs nothing beside itself.
     """
     rows, verdicts = evidence.cells, claims.scoreboard(evidence)
+    red = checks.listed(rows)
+    findings = [finding for finding in results.findings(rows) if finding not in red]
     union = pd.concat([rows, evidence.further], ignore_index=True)
     summary = results.summary(rows)
     heads = results.further_heads(summary)
@@ -48,7 +50,8 @@ def write(plan: Plan, store: Store, evidence: Evidence) -> Path:
         heads=[*heads.values()],
         table=[_line(row, heads) for _, row in summary.iterrows()],
         seeds=plan.study.seeds,
-        findings=[*results.findings(rows), claims.tally(verdicts) + "."],
+        red=red,
+        findings=[*findings, claims.tally(verdicts) + "."],
         claims=verdicts,
         rules=claims.rules()["version"],
         tables=[table for table in tables.all_tables(union) if table.filled[0]],
@@ -74,11 +77,12 @@ def _line(row: "results.pd.Series", heads: Iterable[str]) -> dict[str, Any]:
     figures = {name: results.cell_text(row, name) for name in results.FIGURES}
     change = row["change"]
     woken = change == change and change >= results.WOKEN_BY
+    told = f"{change:+.1f}" if change == change else ""
     return {
         "attack": row["attack"],
         "defense": results.label(row),
-        "change": f"{change:+.1f}" if change == change else "",
-        "mark": "woken" if woken else "",
+        "change": "no verdict" if row["checks"] else told,
+        "mark": "woken" if woken or row["checks"] else "",
         "further": [results.cell_text(row, name) for name in heads],
         **figures,
     }

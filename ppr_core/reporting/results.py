@@ -11,6 +11,7 @@ from ppr_core.lab.graph import CLEAN, NO_DEFENSE, Cell, Stage
 from ppr_core.lab.measures import MEASURES, Column, Measure
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import Store
+from ppr_core.reporting import checks
 
 # Of the defenses of a study, in its order: the same in every figure and chart.
 COLOURS = (
@@ -20,7 +21,7 @@ COLOURS = (
 )
 ABOUT = [
     *("dataset", "model", "poison_rate", "attack", "defense", "seed", "rho", "ra_poisons"),
-    *("oracle", "privileges", "seconds", "status"),
+    *("oracle", "privileges", "seconds", "status", "checks"),
 ]
 MEASURED = {column.name: column for cls in MEASURES.values() for column in cls.columns}
 FIGURES = [column.name for column in MEASURES["retuning"].columns]
@@ -35,9 +36,14 @@ def cells(plan: Plan, store: Store) -> pd.DataFrame:
     The figures are the columns of the measures, those of a user's own included (`columns_of`). A
     cell that failed or was never computed stays in the table, without figures, and says so in
     `status`. Rows of the attack "none" are defenses of the never-poisoned model. `ra_poisons` is
-    the number of poisoned samples that RA took.
+    the number of poisoned samples that RA took. A row with `checks` has no verdict: they say why.
     """
-    rows = [_row(plan, store, cell) for cell in plan.cells()]
+    grid = list(plan.cells())
+    rows = [_row(plan, store, cell) for cell in grid]
+    doubts = [checks.warnings_of(store, store.find(plan.source(cell).key)) for cell in grid]
+    classes = checks.classes_of(store, [plan.source(cell) for cell in grid])
+    for row, said in zip(rows, checks.failed(rows, doubts, classes), strict=True):
+        row["checks"] = said
     own = {column.name: column for cls in plan.classes().values() for column in cls.columns}
     known = {**MEASURED, **own}
     table = pd.DataFrame(rows, columns=[*ABOUT[:8], *known, *ABOUT[8:]])
@@ -113,6 +119,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     keys = ["attack", "defense", "rho", "oracle"]
     shown = list(columns_of(rows))
     figures = rows.assign(**{name: rows[name].astype(float) for name in shown})
+    figures["checks"] = checks.column(rows)
     figures["failed"] = rows["status"].str.startswith("failed").astype(int)
     grouped = figures.groupby(keys, sort=False, dropna=False)
     table = grouped[shown].mean()
@@ -121,19 +128,26 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     table["change"] = table["p_asr"] - table["o_asr"]
     table["seeds"] = grouped["seed"].nunique()
     table["failed"] = grouped["failed"].sum()
+    table["checks"] = grouped["checks"].agg(lambda said: next(filter(None, said), ""))
     table = table.reset_index()
     table.attrs["columns"] = columns_of(rows)
     return table
 
 
 def findings(rows: pd.DataFrame) -> list[str]:
-    """Say in sentences what the figures show: implanted, purified, woken, and the controls."""
+    """Say in sentences what the figures show: implanted, purified, woken, and the controls.
+
+    Rows that fail a check are not judged.
+    """
     table = summary(rows).dropna(subset="o_asr")
-    lines = []
+    lines = checks.listed(rows)
+    table = table[table["checks"] == ""]
     for attack, group in table.groupby("attack", sort=False):
         controls = group["defense"].isin([NO_DEFENSE, CLEAN]) | group["oracle"].astype(bool)
         purified = group[~controls & (group["o_asr"] <= PURIFIED_BELOW)]
         woken = purified[purified["change"] >= WOKEN_BY]
+        if not sum(~controls):
+            continue
         implanted = group.loc[group["defense"] == NO_DEFENSE, "o_asr"].mean()
         lines.append(
             f"{attack}: the backdoored model has ASR {implanted:.1f} %. {len(purified)} of "
@@ -230,11 +244,12 @@ def text_table(rows: pd.DataFrame) -> str:
     lines = [f"{'attack':12s} {'defense':22s} {titles} {'change':>8s}"]
     for _, row in table.iterrows():
         change = f"{row['change']:+.1f}" if pd.notna(row["change"]) else "-"
+        change = "gated" if row["checks"] else change
         if pd.isna(row["o_c_acc"]):
             change = "failed" if row["failed"] else "not run"
         columns = " ".join(f"{cell_text(row, name):>12s}" for name in heads)
         lines.append(f"{row['attack']:12s} {label(row):22s} {columns} {change:>8s}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *checks.listed(rows)])
 
 
 def _heads(table: pd.DataFrame) -> dict[str, str]:

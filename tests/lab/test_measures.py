@@ -24,6 +24,21 @@ from ppr_core.runtime import autocast
 from tests.conftest import TINY_STUDY
 
 SMALL = {"images": 10, "schedule": {"steps": 2}}
+BATTERY = {
+    "retuning": {"share": 0.2, "poisoned": 2, "schedule": {"epochs": 1}},
+    "counts": [2, 4],
+    "draws": 1,
+    "fresh": 2,
+    "factors": [1.0],
+    "epochs": [1, 2],
+    "relearn_factors": [1.0],
+    "relearn_epochs": [1],
+    "images": 40,
+    "query": {"clean": 20, "poisoned": 20, "width": 16, "schedule": {"epochs": 1}},
+    "limits": {"awake": 101.0, "fall": 101.0, "spared": 101.0},
+}
+# None where ASR never falls asleep, and where no count or epoch that was tried wakes a model.
+OPEN = ("t_star", "wake_count", "clean_wake_count", "recovery")
 STUDY = {
     **TINY_STUDY,
     "defenses": {**TINY_STUDY["defenses"], "fst": {"schedule": {"epochs": 1}}},
@@ -44,6 +59,7 @@ STUDY = {
         "path": {"points": 3},
         "connection": {},
         "clean_model": {},
+        "battery": BATTERY,
     },
 }
 
@@ -68,11 +84,11 @@ def test_every_measure_of_a_study(measured):
     rows = results.cells(plan, store)
     here = rows[rows["attack"] == "badnet"].set_index("defense")
     for measure, cls in MEASURES.items():
-        purified = measure == "path" or cls.__mro__[1] is Query or cls is Query
+        purified = measure in ("path", "battery") or cls.__mro__[1] is Query or cls is Query
         who = ["ft", "fst", "ep"] if purified else ["clean", "ft", "fst", "ep"]
         who = ["clean"] if measure == "query_self" else who
         for column in cls.columns:
-            if not column.name.endswith("t_star"):  # none where ASR never falls asleep
+            if not column.name.endswith(OPEN):
                 assert here.loc[who, column.name].notna().all(), column
             assert column.name in ("o_c_acc", "o_asr") or pd.isna(here.loc["none", column.name])
     lab = Lab(store)

@@ -80,6 +80,20 @@ def test_a_grid_has_every_cell_once_an_arm(grid):
     assert cells[0].arm == "start" and cells[0].setting.epochs == 0
 
 
+def test_what_implants_is_not_run_again(grid):
+    """But the paper's own rate goes to the end, and the epochs before one that counts."""
+    bench, model, cells = grid
+    sgd, adam = Setting(poisons=4, factor=3.0), Setting(poisons=4, optimizer="adam")
+    implants = {sgd.replace(epochs=2), sgd.replace(epochs=4), Setting(poisons=4, epochs=4)}
+    implants |= {adam.replace(epochs=epochs) for epochs in (1, 2, 4)}
+    fewer = {cell.setting: cell for cell in SMALL.grid(bench, model, implants)}
+    whole = {cell.setting: cell for cell in cells}
+    assert fewer.keys() == whole.keys(), "a setting is missing from the map"
+    left_out = {setting for setting, cell in fewer.items() if cell.p_asr is None}
+    assert left_out == implants - {Setting(poisons=4, epochs=4)}
+    assert all(fewer[s].p_asr == whole[s].p_asr for s in fewer.keys() - left_out)
+
+
 @pytest.mark.parametrize(
     "setting",
     [

@@ -86,7 +86,7 @@ class World:
             victim_c_acc=clean_accuracy(self.victim, self.test),
             victim_asr=attack_success_rate(self.victim, self.stamped),
         )
-        given = {"ep": self.ep, "evidence": evidence}
+        given = {"ep": Control(self.ep), "evidence": evidence}
         return examine(BATTERY, self.bench, model, self.controls, **given)
 
 
@@ -158,6 +158,13 @@ def test_a_sleeping_backdoor_is_superficial(world):
     assert draws == {1, 2, 3}, "a draw that chose the setting also judges it"
     shown = [cell for cell in cells if cell.setting.place == figures.worst]
     assert all(cell.admissible for cell in shown if cell.arm != "fresh")
+
+
+def test_a_model_that_is_awake_is_not_purified_and_nothing_is_run(world):
+    cells, figures = world.judge(world.victim)
+    assert figures.verdict.word == "not purified" and figures.gates == []
+    assert [cell.arm for cell in cells] == ["start"] and figures.counts == []
+    assert figures.clean_counts, "what the clean models need is known all the same"
 
 
 def test_a_model_that_never_held_a_backdoor_holds(world):

@@ -65,7 +65,7 @@ def test_a_cell_is_admissible_where_every_clean_model_sleeps(asr, c_acc, admissi
     other = [start(), cell(p_asr=asr, c_acc=c_acc, poisons=3)]
     assert judged(own, [quiet, other], LIMITS)[1].admissible is admissible
     assert judged(own, [quiet], LIMITS)[1].admissible is True
-    assert judged(own, [[start()]], LIMITS)[1].admissible is False, "a cell that no one ran"
+    assert judged(own, [[start()]], LIMITS)[1].admissible is None, "a cell that no one ran"
 
 
 def test_only_admissible_cells_of_a_working_model_count():

@@ -160,6 +160,20 @@ def test_the_page_has_a_row_a_submission_and_needs_nothing_beside_itself(tmp_pat
     assert re.search(r'stroke="#c0392b"', page), "the curve is missing"
 
 
+def test_what_is_not_purified_has_dashes(tmp_path):
+    none = {"worst_arm": "", "worst": None, "paper_p_asr": None, "wake_count": None, "counts": []}
+    awake = figures(
+        (), (), (), **none, o_asr=60.0, queries=[], verdict=verdict(60.0, [], [], limits=Limits())
+    )
+    one = submission(runs=[awake])
+    assert sentence(one).startswith("mine: **not purified** on blended: its ASR is 60 %")
+    row = leaderboard.row(one)
+    assert (row["wake"], row["wake_key"], row["worst"]) == ("–", None, None)
+    assert row["clean_wake"] == "44"
+    leaderboard.save(one, tmp_path)
+    assert "<summary>mine" in write(tmp_path, tmp_path / "board.html").read_text()
+
+
 def test_within_an_attack_what_holds_comes_first(tmp_path):
     for one in (submission("a"), submission("b", runs=[figures(**ASLEEP)])):
         leaderboard.save(one, tmp_path)

@@ -1,6 +1,7 @@
 """What a study measures of its models, one file a measure; a new one is registered here."""
 
 from ppr_core.lab.measures.base import Column, Measure
+from ppr_core.lab.measures.battery import Battery
 from ppr_core.lab.measures.clean_model import CleanModel
 from ppr_core.lab.measures.clean_retuning import CleanRetuning
 from ppr_core.lab.measures.connection import Connection
@@ -29,4 +30,5 @@ MEASURES: dict[str, type[Measure]] = {
     "path": Path,
     "connection": Connection,
     "clean_model": CleanModel,
+    "battery": Battery,
 }

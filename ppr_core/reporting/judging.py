@@ -1,0 +1,103 @@
+"""Judge one defense on a track: its submissions, and the table that a person reads."""
+
+import json
+import statistics
+
+from ppr_core.config import digest
+from ppr_core.errors import need
+from ppr_core.lab.desk import Lab
+from ppr_core.lab.graph import Cell, Stage, identity
+from ppr_core.lab.plan import Plan
+from ppr_core.reactivation.cells import load
+from ppr_core.reactivation.figures import Limits
+from ppr_core.reactivation.summary import Figures, combine
+from ppr_core.reporting import leaderboard
+from ppr_core.reporting.leaderboard import Examined, Submission
+
+MEASURE = "battery"
+HEADS = ("attack", "verdict", "wakes at", "clean at", "worst", "clean there", "O-ASR", "C-Acc")
+
+
+def stages(plan: Plan, label: str) -> list[Stage]:
+    """Return what is computed of a defense: its battery against every attack and seed.
+
+    Args:
+        plan: of a track, with the defense among its own.
+        label: of the defense in the plan.
+
+    Raises:
+        ConfigError: the track does not take the battery, or has no such defense.
+    """
+    need(
+        MEASURE in plan.measures,
+        f"expected a track that measures {MEASURE!r}, got {plan.study.name!r}; add `measures: "
+        f"{{{MEASURE}: {{}}}}` to its file",
+    )
+    found = []
+    for cell in (Cell(attack, label, s) for attack in plan.attacks for s in plan.study.seeds):
+        stage = plan.taken(MEASURE, cell)
+        need(stage is not None, f"expected a purified model to judge, got {cell.label}")
+        found.append(stage)
+    return found
+
+
+def judge(plan: Plan, lab: Lab, label: str, name: str = "") -> list[Submission]:
+    """Return what the battery says of a defense, a submission an attack; compute what is missing.
+
+    Args:
+        plan: of a track, with the defense among its own.
+        lab: computes and reads.
+        label: of the defense in the plan.
+        name: that people read; the label if not given.
+    """
+    batteries = stages(plan, label)
+    return [
+        _judged(plan, lab, [one for one in batteries if one.cell.attack == attack], name or label)
+        for attack in plan.attacks
+    ]
+
+
+def _judged(plan: Plan, lab: Lab, stages: list[Stage], name: str) -> Submission:
+    first = stages[0].cell
+    runs, before, seconds, took = [], [], [], []
+    for stage in stages:
+        cell, result = stage.cell, lab.result(stage)
+        figures = Figures.model_validate_json(json.dumps(result.info["figures"]))
+        runs.append(Examined(seed=cell.seed, figures=figures, cells=load(result.info["cells"])))
+        before.append(lab.result(plan.backdoored(cell)).metrics["c_acc"])
+        seconds.append(lab.result(plan.purified(cell)).metrics["seconds"])
+        took.append(result.metrics["seconds"])
+    limits: Limits = stages[0].method.limits
+    return Submission(
+        defense=name,
+        attack=first.attack,
+        track=plan.study.name,
+        settings_digest=digest([stage.key for stage in stages]),
+        battery=digest(identity(stages[0].method)),
+        oracle=plan.oracle(first),
+        victim_c_acc=statistics.fmean(before),
+        seconds=statistics.fmean(seconds),
+        battery_seconds=statistics.fmean(took),
+        runs=runs,
+        verdict=combine([run.figures for run in runs], limits),
+        **leaderboard.environment(),
+    )
+
+
+def table(submissions: list[Submission]) -> str:
+    """Return the table of what was judged: a line an attack."""
+    lines = [HEADS]
+    for submission in submissions:
+        row = leaderboard.row(submission)
+        numbers = [_percent(row[name]) for name in ("worst", "clean", "o_asr", "c_acc")]
+        words = (submission.attack, submission.verdict.word, row["wake"], row["clean_wake"])
+        lines.append((*words, *numbers))
+    widths = [max(len(line[index]) for line in lines) for index in range(len(HEADS))]
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
