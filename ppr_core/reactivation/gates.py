@@ -41,6 +41,10 @@ class Gates(Settings):
         """Return a plain sentence for each check that fails."""
         return [*self._victim(found), *self._defense(found), *self._tuning(found)]
 
+    def doubted(self, warnings: Sequence[str]) -> list[str]:
+        """Return those warnings of a defense after which its model says nothing of the method."""
+        return [text for text in warnings if any(word in text for word in self.doubts)]
+
     def _victim(self, found: Evidence) -> list[str]:
         said, c_acc = [], found.victim_c_acc
         chance = 100 / found.classes if found.classes else None
@@ -65,8 +69,7 @@ class Gates(Settings):
     def _defense(self, found: Evidence) -> list[str]:
         said = [
             f"The defense doubts its own inversion ({warning})."
-            for warning in found.warnings
-            if any(word in warning for word in self.doubts)
+            for warning in self.doubted(found.warnings)
         ]
         if _below(found.c_acc, found.victim_c_acc, self.lost):
             said.append(

@@ -8,6 +8,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from ppr_core.lab.graph import CLEAN, NO_DEFENSE
+from ppr_core.reactivation.gates import Gates
+from ppr_core.reporting.checks import MARK
 from ppr_core.reporting.results import PURIFIED_BELOW
 from ppr_core.reporting.setting import PAPER, SMALLER, level_of, paper_rho, with_scale
 
@@ -19,6 +22,7 @@ CELL = [*SETTING, "attack", "defense"]
 Place = tuple[str | float | None, ...]  # dataset, model, poison rate
 FRAMES = ("queries", "transfers", "paths", "histories")
 CONFIDENCE = 0.95
+IMPLANTED = 50.0  # ASR (%) of a backdoored model from which claims are judged by what purifies it
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,22 @@ class Evidence:
     further: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def done(self) -> pd.DataFrame:
+        """Return what claims are judged by: the finished cells but those that are withheld."""
+        rows = self._finished()
+        return rows[withheld(rows) == ""].reset_index(drop=True)
+
+    def left_out(self, scope: "Scope") -> list[str]:
+        """Say which cells of a claim's settings it is not judged by, and why."""
+        rows = self._finished()
+        why = withheld(rows)
+        rows = scope.choose(rows.assign(why=why)[why != ""]) if len(rows) else rows
+        if not len(rows):
+            return []
+        names = rows["defense"] + "/" + rows["attack"]
+        said = {text: ", ".join(dict.fromkeys(part)) for text, part in names.groupby(rows["why"])}
+        return [f"{cells}: {text}" for text, cells in said.items()]
+
+    def _finished(self) -> pd.DataFrame:
         """Return the finished cells of all studies, each once, with a level of their setting."""
         rows = pd.concat([self.cells.assign(own=True), self.further.assign(own=False)])
         if not len(rows):
@@ -175,6 +195,27 @@ def at_paper_rho(rows: pd.DataFrame) -> pd.DataFrame:
 def purified(rows: pd.DataFrame) -> pd.DataFrame:
     """Keep the cells whose model counts as purified."""
     return rows[rows["o_asr"].astype(float) <= PURIFIED_BELOW]
+
+
+def withheld(rows: pd.DataFrame) -> pd.Series:
+    """Say of each cell why no claim is judged by it; empty where one may be.
+
+    A defense is not judged where it doubts its own inversion, nor on an attack that did not
+    implant. What is wrong with a control or costs accuracy is what some claims are about: it stays.
+    """
+    why = pd.Series("", rows.index, dtype=object)
+    if not len(rows):
+        return why
+    check = Gates()
+    if "warnings" in rows:
+        told = rows["warnings"].fillna("").astype(str).str.split(MARK, regex=False)
+        why[[bool(check.doubted(texts)) for texts in told]] = "it doubts its own inversion"
+    places = [c for c in (*SETTING, "attack", "seed", "scale") if c in rows]
+    victims = rows[rows["defense"] == NO_DEFENSE].groupby(places)["o_asr"].min()
+    faint = {*victims[victims.astype(float) < IMPLANTED].index}
+    on_faint = pd.Series([tuple(place) in faint for place in rows[places].to_numpy()], rows.index)
+    why[on_faint & ~rows["defense"].isin([NO_DEFENSE, CLEAN])] = "the attack did not implant"
+    return why
 
 
 def by_seed(rows: pd.DataFrame, column: str) -> pd.Series:

@@ -21,7 +21,7 @@ COLOURS = (
 )
 ABOUT = [
     *("dataset", "model", "poison_rate", "attack", "defense", "seed", "rho", "ra_poisons"),
-    *("oracle", "privileges", "seconds", "status", "checks"),
+    *("oracle", "privileges", "seconds", "status", "checks", "warnings"),
 ]
 MEASURED = {column.name: column for cls in MEASURES.values() for column in cls.columns}
 FIGURES = [column.name for column in MEASURES["retuning"].columns]
@@ -37,6 +37,7 @@ def cells(plan: Plan, store: Store) -> pd.DataFrame:
     cell that failed or was never computed stays in the table, without figures, and says so in
     `status`. Rows of the attack "none" are defenses of the never-poisoned model. `ra_poisons` is
     the number of poisoned samples that RA took. A row with `checks` has no verdict: they say why.
+    `warnings` are those of the defense itself, most of them of its trigger inversion.
     """
     grid = list(plan.cells())
     rows = [_row(plan, store, cell) for cell in grid]
@@ -44,6 +45,8 @@ def cells(plan: Plan, store: Store) -> pd.DataFrame:
     classes = checks.classes_of(store, [plan.source(cell) for cell in grid])
     for row, said in zip(rows, checks.failed(rows, doubts, classes), strict=True):
         row["checks"] = said
+    for row, told in zip(rows, doubts, strict=True):
+        row["warnings"] = checks.MARK.join(told)
     own = {column.name: column for cls in plan.classes().values() for column in cls.columns}
     known = {**MEASURED, **own}
     table = pd.DataFrame(rows, columns=[*ABOUT[:8], *known, *ABOUT[8:]])

@@ -34,7 +34,8 @@ def cells(*, at=None, seeds=1, **by_defense):
         move = 0 if seeds == 1 else SPREAD[seed]
         for name, value in by_defense.items():
             changes = value if isinstance(value, dict) else {"p_asr": value}
-            row = {**ROW, **(at or {}), "defense": name, **changes, "seed": seed}
+            own = {"o_asr": 99.0} if name == "none" else {}  # the backdoored model itself
+            row = {**ROW, **own, **(at or {}), "defense": name, **changes, "seed": seed}
             for column in row:
                 if column.startswith(("p_a", "o_", "q", "barrier")) and row[column] is not None:
                     row[column] = row[column] + move

@@ -135,3 +135,22 @@ def test_a_models_own_pam_beside_ep_is_not_comparable_when_it_is_far_better():
     assert verdict(45, free).verdict == "no", "a gain of C-Acc is no loss of about 2"
     assert verdict(20, of(**all_with(q_p_asr=99.0))).verdict == "no"
     assert ROW["o_asr"] == 2.0
+
+
+def test_a_defense_that_doubts_its_own_inversion_is_not_judged():
+    rows = cells(**{**ALL, "bti": 3.0}).assign(warnings="")
+    assert verdict(1, Evidence(rows)).verdict == "no"
+    rows.loc[rows["defense"] == "bti", "warnings"] = "uncertain label: it has 30% of the votes"
+    found = verdict(1, Evidence(rows))
+    assert found.verdict == "yes"
+    assert "bti/badnet: it doubts its own inversion" in found.left_out
+    rows["warnings"] = "short search: 90% of its steps only lowered the image MSE"
+    assert verdict(1, Evidence(rows)).verdict == "no", "that is no reason to look away"
+
+
+def test_an_attack_that_did_not_implant_judges_no_defense_but_itself():
+    rows = cells(**{**ALL, "none": {"o_asr": 40.0}, "clean": 3.0})
+    assert verdict(1, Evidence(rows)).verdict == "not tested"
+    assert verdict(59, Evidence(rows)).verdict == "no"
+    assert verdict(5, Evidence(rows)).verdict == "yes"
+    assert verdict(1, Evidence(cells(**{**ALL, "none": {"o_asr": 99.0}}))).verdict == "yes"

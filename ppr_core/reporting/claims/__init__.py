@@ -11,7 +11,7 @@ from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import Store
 from ppr_core.reporting import results
 from ppr_core.reporting.claims import pam, paths, query, retuning, setting
-from ppr_core.reporting.claims.base import Answer, Claim, stands_in
+from ppr_core.reporting.claims.base import Answer, Claim, leaving, stands_in
 from ppr_core.reporting.claims.rules import rules
 from ppr_core.reporting.evidence import FRAMES, SETTING, Evidence
 from ppr_core.reporting.setting import OTHER, PAPER, paper_rho, with_settings
@@ -122,6 +122,7 @@ def judge(claim: Claim, evidence: Evidence) -> Verdict:
     if len(evidence.cells) or len(evidence.further):
         here = evidence.at(claim.scope)
         answer = claim.test(here) if len(here.cells) else None
+        answer = leaving(answer, *evidence.left_out(claim.scope))
     if answer is None:
         return Verdict(**about, verdict=NOT_TESTED)
     return Verdict(**about, **_graded(claim, answer))
