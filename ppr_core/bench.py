@@ -55,7 +55,9 @@ class BenchTrigger(Replayed):
         """Return a digest of the file and of its images."""
         return _content(self.path, self.images, Path(self.path).stat().st_mtime_ns)
 
-    def prepare(self, data: ImageSet, *, rng: torch.Generator, test: ImageSet) -> dict[str, Tensor]:
+    def prepare(  # type: ignore[override]  # `attacks.base.prepared` hands over what it names
+        self, data: ImageSet, *, rng: torch.Generator, test: ImageSet
+    ) -> dict[str, Tensor]:
         """Read the images, and find the clean ones that they were made from.
 
         Raises:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy._core import multiarray
 from torch import Tensor, nn
 
 from ppr_core.attacks.base import Poisoned, Trigger
@@ -45,7 +46,7 @@ STATS: dict[str, tuple[list[float], list[float]]] = {
 # What numpy's integers and arrays are made by, under the names of its first and second edition.
 ALLOWED: list[Any] = [
     *(
-        (getattr(np._core.multiarray, name), f"{module}.{name}")
+        (getattr(multiarray, name), f"{module}.{name}")
         for name in ("scalar", "_reconstruct")
         for module in ("numpy.core.multiarray", "numpy._core.multiarray")
     ),
@@ -183,7 +184,8 @@ def read_head(path: Path) -> Head:
         CheckpointError: unreadable, unsafe, or no such result.
     """
     content = _loaded(path)
-    name, classes, weights = (content.get(key) for key in ("model_name", "num_classes", "model"))
+    read: list[Any] = [content.get(key) for key in ("model_name", "num_classes", "model")]
+    name, classes, weights = read
     need(
         isinstance(name, str) and isinstance(weights, Mapping),
         f"expected model_name and model in {path}, as BackdoorBench's results have, got "

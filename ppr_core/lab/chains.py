@@ -103,7 +103,8 @@ class Chains:
         return made or Stage(CLEAN, cell, self.clean, self.setting, self.setting.roots)
 
     def _backdoored(self, cell: Cell) -> Stage:
-        attack, setting, parents = self.attacks[cell.attack], self.setting, ()
+        attack, setting = self.attacks[cell.attack], self.setting
+        parents: tuple[Stage, ...] = ()
         if attack.preparation() is not None:
             images = {"dataset": setting.images_key}
             parents = (Stage("prepared", cell, attack, setting, images),)
@@ -112,6 +113,7 @@ class Chains:
 
     def _purified(self, cell: Cell) -> Stage:
         nobody = cell.attack == NO_ATTACK
+        parents: tuple[Stage, ...]
         parents = (self.clean_model(cell.seed) if nobody else self.backdoored(cell),)
         if made := self._made_elsewhere("purified", cell, None, *parents):
             return made

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ppr_core.bench import weights_of
+from ppr_core.config import Settings
 from ppr_core.data.images import ImageSet
 from ppr_core.errors import ConfigError, DataError, need
 from ppr_core.lab.graph import CLEAN
@@ -56,7 +57,7 @@ def _check_schedules(plan: Plan, train: ImageSet) -> None:
             f"{label}: expected a training of at least one step, got {attack.training.epochs} "
             "epochs; set training.epochs",
         )
-    methods = [*plan.attacks.items(), *clean.items()]
+    methods: list[tuple[str, Settings]] = [*plan.attacks.items(), *clean.items()]
     methods += [(label, defense) for (label, _), defense in plan.defenses.items()]
     methods += [(name, measure) for name, of in plan.measures.items() for measure in of.values()]
     for label, method in methods:

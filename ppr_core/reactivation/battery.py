@@ -1,7 +1,7 @@
 """RB-1: a battery of retuning attacks, calibrated against models that never held the backdoor."""
 
 from collections.abc import Collection
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ class Arms(Settings):
     def tuning(self, setting: Setting) -> Retuning:
         """Return the stand-alone RA of a setting."""
         rate = self.adam_lr if setting.optimizer == "adam" else self.retuning.schedule.lr
-        schedule = {"optimizer": setting.optimizer, "lr": rate * setting.factor}
+        schedule: dict[str, Any] = {"optimizer": setting.optimizer, "lr": rate * setting.factor}
         schedule |= {"epochs": setting.epochs, "decay": "constant", "steps": None}
         return self.retuning.replace(poisoned=setting.poisons, schedule=schedule)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ppr_core.config import Field, Settings
 from ppr_core.data.images import ImageSet, to_float
-from ppr_core.errors import ConfigError, need
+from ppr_core.errors import ConfigError
 from ppr_core.method import fork
 from ppr_core.metrics import EVAL_BATCH, attack_success_rate, clean_accuracy, evaluating
 from ppr_core.models.base import batch_norms, clone
@@ -114,7 +114,8 @@ class Bench:
         same = Setting(poisons=setting.poisons, trigger=setting.trigger, draw=setting.draw)
         if same not in self._mixtures:
             pool = self.pools[setting.trigger]
-            need(pool is not None, "expected the poisons' images without trigger for a weak one")
+            if pool is None:
+                raise ConfigError("expected the poisons' images without trigger for a weak one")
             mixture, _ = self.tuning(same).mixture(self.data, pool, self.stream(setting.draw))
             self._mixtures[same] = mixture
         return self._mixtures[same]
@@ -130,7 +131,7 @@ class Bench:
 
         The rate is constant, so that the model after 5 of 20 epochs is that of a run of 5.
         """
-        last, cells = max(epochs), []
+        last, cells = max(epochs), list[Cell]()
         tuning, samples = self.tuning(setting.replace(epochs=last)), self.samples(setting)
         copy, stream = clone(model), self.stream(setting.draw)
         if setting.batch_norm == "recalibrated":
@@ -165,7 +166,7 @@ class Bench:
         void = [Cell(arm=arm, setting=setting.replace(epochs=e)) for e in epochs[len(cells) :]]
         return cells + void
 
-    def _rates(self, model: nn.Module) -> dict[str, float | None]:
+    def _rates(self, model: nn.Module) -> dict[str, Any]:
         """Return P-ASR and C-Acc; none of a diverged model, whose first class is no answer."""
         if not _finite(model):
             return {"p_asr": None, "c_acc": None}
