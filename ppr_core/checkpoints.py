@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy._core import multiarray
 from torch import Tensor, nn
 
 from ppr_core.attacks.base import Poisoned, Trigger
@@ -45,7 +46,7 @@ STATS: dict[str, tuple[list[float], list[float]]] = {
 # What numpy's integers and arrays are made by, under the names of its first and second edition.
 ALLOWED: list[Any] = [
     *(
-        (getattr(np._core.multiarray, name), f"{module}.{name}")
+        (getattr(multiarray, name), f"{module}.{name}")
         for name in ("scalar", "_reconstruct")
         for module in ("numpy.core.multiarray", "numpy._core.multiarray")
     ),
@@ -184,17 +185,13 @@ def read_head(path: Path) -> Head:
     """
     content = _loaded(path)
     name, classes, weights = (content.get(key) for key in ("model_name", "num_classes", "model"))
-    need(
-        isinstance(name, str) and isinstance(weights, Mapping),
-        f"expected model_name and model in {path}, as BackdoorBench's results have, got "
-        f"{sorted(map(str, content))[:8]}",
-        CheckpointError,
-    )
-    need(
-        isinstance(classes, int) and classes >= 2,
-        f"expected two or more num_classes in {path}, got {classes!r}",
-        CheckpointError,
-    )
+    if not (isinstance(name, str) and isinstance(weights, Mapping)):
+        raise CheckpointError(
+            f"expected model_name and model in {path}, as BackdoorBench's results have, got "
+            f"{sorted(map(str, content))[:8]}"
+        )
+    if not isinstance(classes, int) or classes < 2:
+        raise CheckpointError(f"expected two or more num_classes in {path}, got {classes!r}")
     dataset = content.get("clean_data", "")
     dataset = dataset if isinstance(dataset, str) else ""
     tensors = {key: value for key, value in weights.items() if isinstance(value, Tensor)}

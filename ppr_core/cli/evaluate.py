@@ -184,14 +184,13 @@ def _attack(arguments: argparse.Namespace, head: "Head | None") -> tuple[str, di
 
 def _stored(arguments: argparse.Namespace, head: "Head | None") -> dict[str, Any]:
     """Return the settings of the trigger that a result file tells of."""
-    need(
+    head = need(
         head,
         "expected --attack NAME or --trigger PATH (a picture, file.py:function, or two folders of "
         "pairs), got neither, and no attack_result.pt that holds triggered images",
     )
-    stored = head.stored("test", arguments.images)
-    need(
-        stored is not None,
+    stored = need(
+        head.stored("test", arguments.images),
         f"expected stored triggered images in {head.path}, got a model alone; give --trigger, or "
         "the attack_result.pt as --backdoored",
         DataError,
@@ -245,8 +244,11 @@ def normalised(spec: dict[str, Any], mean: str | None, std: str | None) -> dict[
 
     if not (mean or std):
         return spec
-    need(mean and std, "expected both --mean and --std, got one")
-    stats = {"mean": _numbers(mean, float, "--mean"), "std": _numbers(std, float, "--std")}
+    given = {"mean": mean, "std": std}
+    stats = {
+        name: _numbers(need(text, "expected both --mean and --std, got one"), float, f"--{name}")
+        for name, text in given.items()
+    }
     made = from_registry(MODELS, spec, "model")
     if {"mean", "std"} <= set(type(made).model_fields):
         return spec | stats

@@ -133,7 +133,7 @@ def test_a_missing_max_pool_does_not_come_out_silently_wrong(place, capsys, stor
     _, c_acc, asr = victim
     assert c_acc > 90 and asr > 95
     expected = ["--expect-c-acc", f"{c_acc:.1f}", "--expect-asr", f"{asr:.1f}"]
-    message = rf"theirs.pt: expected C-Acc {c_acc:.1f}\d* within 1 points, got \d.*"
+    message = rf"theirs.pt: expected C-Acc {float(f'{c_acc:.1f}'):g} within 1 points, got \d.*"
     message += r"resnet18_pooled with width=4 and blocks=1 and stem=3: (9\d|100)"
     refused([*BASE, *PATCH, *WRONG, *expected], capsys, store, message)
 

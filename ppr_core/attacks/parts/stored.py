@@ -99,7 +99,7 @@ def _row(entry: Any, root: Path) -> tuple[Path, int, int]:
 
 def fits(stored: Stored | None, data: ImageSet, what: str) -> Stored:
     """Raise DataError unless stored images were made from these data: by index and true label."""
-    need(stored is not None, f"{what}: the file holds none", DataError)
+    stored = need(stored, f"{what}: the file holds none", DataError)
     last = int(stored.indices[-1])
     need(
         last < len(data),
