@@ -96,8 +96,10 @@ def _stats(data: ImageSet) -> dict[str, Stats]:
     channels = data.images.shape[1]
     pixels = to_float(data.images)
     own = (pixels.mean((0, 2, 3)).tolist(), pixels.std((0, 2, 3)).clamp_min(1e-3).tolist())
-    common: dict[str, Stats]
-    common = {"that of these images": own, "pixels as they are": ([0.0] * 3, [1.0] * 3)}
+    common: dict[str, Stats] = {
+        "that of these images": own,
+        "pixels as they are": ([0.0] * 3, [1.0] * 3),
+    }
     common |= {"pixels in [-1, 1]": ([0.5] * 3, [0.5] * 3)}
     common |= {"that of CIFAR-10": CIFAR_STATS, "that of ImageNet": IMAGENET_STATS}
     return {name: stats for name, stats in common.items() if len(stats[0]) == channels}

@@ -184,19 +184,14 @@ def read_head(path: Path) -> Head:
         CheckpointError: unreadable, unsafe, or no such result.
     """
     content = _loaded(path)
-    read: list[Any] = [content.get(key) for key in ("model_name", "num_classes", "model")]
-    name, classes, weights = read
-    need(
-        isinstance(name, str) and isinstance(weights, Mapping),
-        f"expected model_name and model in {path}, as BackdoorBench's results have, got "
-        f"{sorted(map(str, content))[:8]}",
-        CheckpointError,
-    )
-    need(
-        isinstance(classes, int) and classes >= 2,
-        f"expected two or more num_classes in {path}, got {classes!r}",
-        CheckpointError,
-    )
+    name, classes, weights = (content.get(key) for key in ("model_name", "num_classes", "model"))
+    if not (isinstance(name, str) and isinstance(weights, Mapping)):
+        raise CheckpointError(
+            f"expected model_name and model in {path}, as BackdoorBench's results have, got "
+            f"{sorted(map(str, content))[:8]}"
+        )
+    if not isinstance(classes, int) or classes < 2:
+        raise CheckpointError(f"expected two or more num_classes in {path}, got {classes!r}")
     dataset = content.get("clean_data", "")
     dataset = dataset if isinstance(dataset, str) else ""
     tensors = {key: value for key, value in weights.items() if isinstance(value, Tensor)}

@@ -244,9 +244,11 @@ def normalised(spec: dict[str, Any], mean: str | None, std: str | None) -> dict[
 
     if not (mean or std):
         return spec
-    if not (mean and std):
-        raise ConfigError("expected both --mean and --std, got one")
-    stats = {"mean": _numbers(mean, float, "--mean"), "std": _numbers(std, float, "--std")}
+    given = {"mean": mean, "std": std}
+    stats = {
+        name: _numbers(need(text, "expected both --mean and --std, got one"), float, f"--{name}")
+        for name, text in given.items()
+    }
     made = from_registry(MODELS, spec, "model")
     if {"mean", "std"} <= set(type(made).model_fields):
         return spec | stats

@@ -137,8 +137,8 @@ def _need_reported(
     """Raise CheckpointError where a model does not do what its maker reports; say what would."""
     try:
         if c_acc is not None or asr is not None:
-            told = found["c_acc"] if c_acc is None else c_acc
-            need_behaviour(found, plan.images.test.num_classes, c_acc=told, asr=asr)
+            wanted = found["c_acc"] if c_acc is None else c_acc
+            need_behaviour(found, plan.images.test.num_classes, c_acc=wanted, asr=asr)
     except CheckpointError as error:
         raise CheckpointError(
             f"{file}: {error}{_hints(plan, file, model, found['c_acc'])}"

@@ -122,10 +122,12 @@ def _budget(plan: Plan, method: Any) -> list[str]:
         found.append("drawn images" if name == DRAWN else f"images of {name}")
     if count := getattr(plan.setting.dataset, "train", None):
         found.append(f"{count:,} training images")
-    own, paper = plan.setting.model.flat(), MODELS[model]().flat()
-    found += [f"{key} {own[key]} ({paper[key]})" for key in paper if own[key] != paper[key]]
+    if model in MODELS:  # another one is a departure by its name
+        own, paper = plan.setting.model.flat(), MODELS[model]().flat()
+        found += [f"{key} {own[key]} ({paper[key]})" for key in paper if own[key] != paper[key]]
     short = {"epochs": 10, "lr": 0.001} if name in PRETRAINED else {}
-    own, paper = method.training.flat(), type(method)().training.flat() | short
+    default = type(method).model_fields["training"].default  # of the class: others may be required
+    own, paper = method.training.flat(), default.flat() | short
     found += [
         f"training {key} {own[key]} ({paper[key]})" for key in paper if own[key] != paper[key]
     ]

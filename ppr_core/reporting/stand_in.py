@@ -87,8 +87,8 @@ def correlations(rows: pd.DataFrame, study: str = "") -> list[Correlation]:
     for search, group in rows.groupby("search", sort=False) if len(rows) else ():
         ranks = group[["stand_in", "real"]].rank()
         rho = float(ranks["stand_in"].corr(ranks["real"])) if len(ranks) > 2 else math.nan
-        known = None if math.isnan(rho) else rho
-        found.append(Correlation(search=str(search), models=len(group), rho=known, study=study))
+        known = {} if math.isnan(rho) else {"rho": rho}
+        found.append(Correlation(search=str(search), models=len(group), study=study, **known))
     return found
 
 

@@ -17,11 +17,11 @@ from ppr_core.models import build
 from ppr_core.models.wrap import wrap
 from ppr_core.reactivation.scan import Scan
 from ppr_core.reporting import stand_in
-from tests.cli.test_evaluate import POOLED, TEST, TINY_BUDGETS, Evil, torchvisions, victim
+from tests.cli.conftest import POOLED, TEST, torchvisions
+from tests.cli.test_evaluate import TINY_BUDGETS, Evil
 from tests.conftest import TINY_STUDY, tiny_set
 from tests.models.test_wrap import After, drawn
 
-__all__ = ["victim"]
 SHORT = [word for pair in TINY_BUDGETS for word in ("-p", pair)]
 
 
