@@ -99,7 +99,9 @@ class Battery(Measure, battery.Battery):
             warnings=list(found.info.get("warnings", [])),
         )
         bench, purified = shared(self, lab, stage), lab.model(model)
-        guide, queries = controls[1] if ep is None or exact is model else ep, []
+        guide, queries = ep or controls[1], []
+        if exact and exact.key == model.key:  # EP is not its own surrogate
+            guide = controls[1]
         if found.metrics["asr"] <= self.limits.purified:
             queries = self.queries(
                 bench,
