@@ -59,13 +59,15 @@ def judge(plan: Plan, lab: Lab, label: str, name: str = "") -> list[Submission]:
 
 def _judged(plan: Plan, lab: Lab, stages: list[Stage], name: str) -> Submission:
     first = stages[0].cell
-    runs, before, seconds, took = [], [], [], []
+    runs, before, after, seconds, took = [], [], [], [], []
     for stage in stages:
         cell, result = stage.cell, lab.result(stage)
         figures = Figures.model_validate_json(json.dumps(result.info["figures"]))
         runs.append(Examined(seed=cell.seed, figures=figures, cells=load(result.info["cells"])))
         before.append(lab.result(plan.backdoored(cell)).metrics["c_acc"])
-        seconds.append(lab.result(plan.purified(cell)).metrics["seconds"])
+        purified = lab.result(plan.purified(cell)).metrics
+        after.append(purified["c_acc"])
+        seconds.append(purified["seconds"])
         took.append(result.metrics["seconds"])
     limits: Limits = stages[0].method.limits
     return Submission(
@@ -76,6 +78,7 @@ def _judged(plan: Plan, lab: Lab, stages: list[Stage], name: str) -> Submission:
         battery=digest(identity(stages[0].method)),
         oracle=plan.oracle(first),
         victim_c_acc=statistics.fmean(before),
+        c_acc=statistics.fmean(after),
         seconds=statistics.fmean(seconds),
         battery_seconds=statistics.fmean(took),
         runs=runs,

@@ -45,6 +45,7 @@ class Submission(Settings):
     versions: dict[str, str] = Field(description="of Python and of the libraries")
     hardware: str = Field(description="processor or accelerator")
     victim_c_acc: float | None = Field(None, description="C-Acc before the defense, percent")
+    c_acc: float | None = Field(None, description="C-Acc after it, on all test images, percent")
     seconds: float | None = Field(None, ge=0, description="of the defense, mean over seeds")
     battery_seconds: float | None = Field(None, ge=0, description="of the battery, a model")
     paper: str = Field("", description="link to the defense's paper")
@@ -134,8 +135,7 @@ def _rank(submission: Submission) -> tuple[Any, ...]:
 def row(submission: Submission) -> dict[str, Any]:
     """Return one line of the page: numbers to sort by, texts to read."""
     figures = [run.figures for run in submission.runs]
-    c_acc = _mean([one.c_acc for one in figures])
-    before = submission.victim_c_acc
+    before, c_acc = submission.victim_c_acc, submission.c_acc
     return {
         "submission": submission,
         "wake": wake_text(figures, "wake_count", "counts"),

@@ -121,10 +121,12 @@ class Saturated(nn.Module):
         return 30 * torch.tanh(1e4 * centred)
 
 
-def rescaled(model, factor):
+def rescaled(model, factor, head=False):
     """The same function: each batch norm takes out again the scale of what comes before it.
 
-    The step that a rate makes shrinks with the square of the factor, beside the weights.
+    The step that a rate makes shrinks with the square of the factor, beside the weights. With the
+    head, the last features are made so much smaller and its weights larger, so that it stands
+    still as well; without, it still learns, and a backdoor wakes by it alone.
     """
     copy = clone(model)
     norms = [layer for layer in copy.modules() if isinstance(layer, nn.BatchNorm2d)]
@@ -135,10 +137,11 @@ def rescaled(model, factor):
             convolution.weight.mul_(factor)
             norm.running_mean.mul_(factor * before)
             norm.running_var.mul_((factor * before) ** 2)
-            if norm is not norms[-1]:  # its scale goes on to the next convolution
-                norm.weight.mul_(factor)
-                norm.bias.mul_(factor)
-                before = factor
+            last = norm is norms[-1]
+            before = 1 / factor if last and head else 1.0 if last else factor
+            norm.weight.mul_(before)  # its scale goes on to the next layer
+            norm.bias.mul_(before)
+        copy[-1].weight.div_(before)
     return copy.eval()
 
 
@@ -187,24 +190,25 @@ def stand_alone(world, model):
 
 
 def test_weights_scaled_against_batch_norm(world):
-    hidden = rescaled(world.asleep, 30)
+    hidden = rescaled(world.asleep, 30, head=True)
     assert attack_success_rate(hidden, world.stamped) <= 15
-    assert stand_alone(world, hidden) < stand_alone(world, world.asleep) / 2, "RA is not fooled"
+    assert stand_alone(world, hidden) < 20, "RA is not fooled: nothing is tested"
     _, figures = world.judge(hidden)
     assert figures.verdict.word == "no verdict"
     assert any("weights rescaled" in gate for gate in figures.gates)
 
 
 def test_tuned_to_resist_the_paper_s_strength(world):
-    """The defender turns the scale up until RA at the paper's rate and epochs wakes far less."""
-    plain = stand_alone(world, world.asleep)
-    for factor in (2, 3, 4, 6, 8):
-        hidden = rescaled(world.asleep, factor)
-        if stand_alone(world, hidden) < plain / 2:
+    """The defender turns the scale up until RA at the paper's rate and epochs wakes nothing."""
+    for factor in (1.5, 2, 3, 4, 6):
+        hidden = rescaled(world.asleep, factor, head=True)
+        if stand_alone(world, hidden) < BATTERY.gates.awake:
             break
     else:
         pytest.fail("RA is not fooled: nothing is tested")
+    assert attack_success_rate(hidden, world.stamped) <= 15
     _, figures = world.judge(hidden)
+    assert figures.paper_p_asr < BATTERY.gates.awake
     assert figures.verdict.word in ("superficial", "no verdict")
 
 

@@ -56,6 +56,7 @@ def submission(defense="mine", attack="blended", track="judge_demo", runs=None, 
         settings_digest="ab" * 32,
         battery="cd" * 32,
         victim_c_acc=90.0,
+        c_acc=88.0,
         seconds=12.0,
         runs=[Examined(seed=i, figures=one, cells=[cell]) for i, one in enumerate(runs)],
         verdict=combine(runs, Limits()),
@@ -150,7 +151,7 @@ def test_the_page_has_a_row_a_submission_and_needs_nothing_beside_itself(tmp_pat
     ):
         leaderboard.save(one, tmp_path / "in")
     page = write(tmp_path / "in", tmp_path / "out" / "board.html").read_text()
-    assert page.count("<tr data-track=") == 3
+    assert page.count('<tbody class="one" data-track=') == 3
     assert "<option>badnet</option>" in page and "<option>judge_cifar10</option>" in page
     assert "theirs (oracle)" in page and "&gt; 50" in page
     assert '<a href="https://example.org/paper"' in page
@@ -171,14 +172,14 @@ def test_what_is_not_purified_has_dashes(tmp_path):
     assert (row["wake"], row["wake_key"], row["worst"]) == ("–", None, None)
     assert row["clean_wake"] == "44"
     leaderboard.save(one, tmp_path)
-    assert "<summary>mine" in write(tmp_path, tmp_path / "board.html").read_text()
+    assert ">mine</button>" in write(tmp_path, tmp_path / "board.html").read_text()
 
 
 def test_within_an_attack_what_holds_comes_first(tmp_path):
     for one in (submission("a"), submission("b", runs=[figures(**ASLEEP)])):
         leaderboard.save(one, tmp_path)
     page = write(tmp_path, tmp_path / "board.html").read_text()
-    assert page.index("<summary>b") < page.index("<summary>a")
+    assert page.index('"false">b</button>') < page.index('"false">a</button>')
     numbers = leaderboard.row(submission("a"))
     assert (numbers["wake"], numbers["clean_wake"], numbers["cost"]) == ("2", "44", 2.0)
     assert numbers["gain"] == pytest.approx(61) and numbers["worst"] == pytest.approx(82)

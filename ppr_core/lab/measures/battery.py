@@ -90,15 +90,17 @@ class Battery(Measure, battery.Battery):
         ]
         exact = next((one for one in stage.parents[2:] if one.kind == "purified"), None)
         ep = self._kept(lab, exact, victim, []) if exact else None
-        found, before = lab.result(model), lab.result(victim).metrics
+        found, bench, purified = lab.result(model), shared(self, lab, stage), lab.model(model)
+        before = bench.start(lab.model(victim))  # on the images that all others are seen on
         evidence = Evidence(
             classes=stage.setting.images.train.num_classes,
-            victim_c_acc=before["c_acc"],
-            victim_asr=before["asr"],
+            victim_c_acc=before.c_acc,
+            victim_asr=before.p_asr,
             warnings=list(found.info.get("warnings", [])),
         )
-        bench, purified = shared(self, lab, stage), lab.model(model)
-        guide, queries = controls[1] if ep is None or exact is model else ep, []
+        guide, queries = ep or controls[1], []
+        if exact and exact.key == model.key:  # EP is not its own surrogate
+            guide = controls[1]
         if found.metrics["asr"] <= self.limits.purified:
             queries = self.queries(
                 bench,
