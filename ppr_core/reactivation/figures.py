@@ -89,8 +89,8 @@ def judged(cells: Iterable[Cell], controls: Sequence[Sequence[Cell]], limits: Li
     before = [started(control).c_acc or 0.0 for control in controls]
 
     def quiet(setting: Setting) -> bool | None:
-        found = [table.get(setting) for table in tables]
-        if None in found or not found:
+        found = [table[setting] for table in tables if setting in table]
+        if len(found) < len(tables) or not found:
             return None
         for cell, c_acc in zip(found, before, strict=True):
             if cell.p_asr is None or cell.c_acc is None:

@@ -55,8 +55,8 @@ def classes_of(store: Store, stages: list[Stage]) -> int | None:
     """Return how many classes the data has, as the first finished run noted it."""
     for stage in stages:
         run = store.find(stage.key)
-        for given in run.inputs.dataset_inputs if run else ():
-            return json.loads(given.dataset.profile).get("classes")
+        for given in run.inputs.dataset_inputs if run and run.inputs else ():
+            return json.loads(given.dataset.profile or "{}").get("classes")
     return None
 
 

@@ -36,8 +36,7 @@ def stages(plan: Plan, label: str) -> list[Stage]:
     found = []
     for cell in (Cell(attack, label, s) for attack in plan.attacks for s in plan.study.seeds):
         stage = plan.taken(MEASURE, cell)
-        need(stage is not None, f"expected a purified model to judge, got {cell.label}")
-        found.append(stage)
+        found.append(need(stage, f"expected a purified model to judge, got {cell.label}"))
     return found
 
 

@@ -110,8 +110,9 @@ class Battery(Measure, battery.Battery):
                 triggered=lab.query_images(stage),
                 rng=derive(stage.cell.seed, "query"),
             )
-        given = {"ep": ep, "queries": queries, "evidence": evidence}
-        cells, figures = examine(self, bench, purified, controls, **given)
+        cells, figures = examine(
+            self, bench, purified, controls, ep=ep, queries=queries, evidence=evidence
+        )
         numbers = {
             "o_asr": figures.o_asr,
             "wake_count": figures.wake_count,
