@@ -32,7 +32,8 @@ class Gates(Settings):
     awake: float = Field(20.0, description="ASR of a clean model after RA that is too strong")
     lost: float = Field(10.0, description="most C-Acc that a defense may cost, points")
     doubts: list[str] = Field(
-        ["saturated", "uncertain"], description="words of a warning that tell of a failed inversion"
+        ["saturated", "uncertain", "unready"],
+        description="words of a warning that tell of a failed inversion",
     )
     still: float = Field(0.2, description="least movement of the weights, times a clean model's")
     wrecked: float = Field(0.5, description="most of the admissible cells that break the model")

@@ -29,6 +29,7 @@ def test_a_sound_row_passes():
         ({"clean_p_asr": 50.6}, "brings the clean model to 50.6 % ASR: it implants"),
         ({"warnings": ["saturated mask: its mean is 0.99"]}, "doubts its own inversion (satur"),
         ({"warnings": ["uncertain label: it has only 30%"]}, "doubts its own inversion (uncert"),
+        ({"warnings": ["unready generator: it starts at 0.4"]}, "doubts its own inversion (unread"),
         ({"c_acc": 79.9}, "costs C-Acc: 79.9 % after it, 90.0 % before, more than 10 points"),
         ({"moved": 0.01}, "moves this model's weights 0.01 times as far as a clean model's"),
         ({"wrecked": 0.75}, "breaks this model in 75% of the cells"),
