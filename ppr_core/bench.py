@@ -53,10 +53,12 @@ class BenchTrigger(Replayed):
 
     def own_code(self) -> str:
         """Return a digest of the file and of its images."""
-        return _content(self.path, self.images, Path(self.path).stat().st_mtime_ns)
+        file = Path(self.path)
+        need(file.is_file(), f"expected a result file, got {file} (no such file)", DataError)
+        return _content(self.path, self.images, file.stat().st_mtime_ns)
 
-    def prepare(  # type: ignore[override]  # `attacks.base.prepared` hands over what it names
-        self, data: ImageSet, *, rng: torch.Generator, test: ImageSet
+    def prepare(
+        self, data: ImageSet, *, rng: torch.Generator, test: ImageSet | None = None
     ) -> dict[str, Tensor]:
         """Read the images, and find the clean ones that they were made from.
 

@@ -43,7 +43,8 @@ def Bare(num_classes, width=4):
     return nn.Sequential(net.backbone, nn.AdaptiveAvgPool2d(1), nn.Flatten(), net.linear)
 """
 SMALL = (
-    *("reserve=32", "retuning.share=0.3", "retuning.poisoned=3", "retuning.schedule.epochs=1"),
+    *("poison_rate=0.25", "reserve=32", "retuning.share=0.3", "retuning.poisoned=3"),
+    "retuning.schedule.epochs=1",
     *("measures.path.points=3", "measures.query.width=8", "measures.query.clean=8"),
     *("measures.query.poisoned=8", "measures.query.schedule.epochs=1", "budgets=[0.0]"),
 )
@@ -75,7 +76,7 @@ def place(tmp_path, monkeypatch, store, victim):
     return tmp_path
 
 
-BASE = ["evaluate", "--backdoored", "theirs.pt", "--dataset", "mine.py:Tiny", "-p", "reserve=32"]
+BASE = ["evaluate", "--backdoored", "theirs.pt", "--dataset", "mine.py:Tiny", *SHORT]
 WRONG = ["--model", "resnet18", "-p", "model.width=4", "-p", "model.blocks=1"]
 RIGHT = ["--model", "resnet18_pooled", "-p", "model.width=4", "-p", "model.blocks=1"]
 RIGHT += ["-p", "model.stem=3"]
@@ -144,7 +145,7 @@ def no_report(monkeypatch):
 
 
 def test_one_model_and_pairs_go_through_to_the_table(place, capsys, store):
-    words = [*BASE, "--trigger", "clean", "marked", *RIGHT, *SHORT]
+    words = [*BASE, "--trigger", "clean", "marked", *RIGHT]
     assert main([*words, "--purified", "theirs.pt"]) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
     assert "left out  EP: stored images cannot show the trigger on others" in out
@@ -154,7 +155,7 @@ def test_one_model_and_pairs_go_through_to_the_table(place, capsys, store):
 
 
 def test_a_purified_model_alone_is_judged(place, capsys, store, no_report):
-    words = ["evaluate", "--purified", *BASE[2:], *PATCH, *RIGHT, *SHORT]
+    words = ["evaluate", "--purified", *BASE[2:], *PATCH, *RIGHT]
     assert main([*words, "-p", "defenses.ep.schedule.epochs=1"]) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
     assert "left out  LMC and QRA" in out
@@ -182,7 +183,7 @@ def test_backdoorbenchs_files_bring_trigger_architecture_and_poisons(
     words += BASE[3:]
     # Without --model it is theirs: 64 channels and a stem of 7 pixels, which these weights are not.
     refused(words, capsys, store, "fits resnet18 with width=4 .* resnet18_pooled with")
-    words += [*RIGHT, *SHORT, "--expect-asr", f"{victim[2]:.1f}"]
+    words += [*RIGHT, "--expect-asr", f"{victim[2]:.1f}"]
     assert main(words) == 0, capsys.readouterr().err
     assert re.search(r"stored +purified +\d+\.\d", capsys.readouterr().out)
     [run] = store.search(stage="retuned")
