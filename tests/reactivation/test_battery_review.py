@@ -3,7 +3,9 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 
+from ppr_core.data.images import to_float
 from ppr_core.metrics import attack_success_rate, clean_accuracy, triggered
 from ppr_core.models.base import clone
 from ppr_core.reactivation.battery import Battery
@@ -190,26 +192,65 @@ def stand_alone(world, model):
 
 
 def test_weights_scaled_against_batch_norm(world):
+    """RA wakes far less: what is left to learn are the scales and shifts of batch norm."""
     hidden = rescaled(world.asleep, 30, head=True)
     assert attack_success_rate(hidden, world.stamped) <= 15
-    assert stand_alone(world, hidden) < 20, "RA is not fooled: nothing is tested"
+    assert stand_alone(world, hidden) < stand_alone(world, world.asleep) / 2, "RA is not fooled"
     _, figures = world.judge(hidden)
     assert figures.verdict.word == "no verdict"
     assert any("weights rescaled" in gate for gate in figures.gates)
 
 
-def test_tuned_to_resist_the_paper_s_strength(world):
-    """The defender turns the scale up until RA at the paper's rate and epochs wakes nothing."""
-    for factor in (1.5, 2, 3, 4, 6):
-        hidden = rescaled(world.asleep, factor, head=True)
-        if stand_alone(world, hidden) < BATTERY.gates.awake:
-            break
-    else:
-        pytest.fail("RA is not fooled: nothing is tested")
-    assert attack_success_rate(hidden, world.stamped) <= 15
-    _, figures = world.judge(hidden)
-    assert figures.paper_p_asr < BATTERY.gates.awake
+@pytest.mark.parametrize("factor", [2, 4])
+def test_weights_scaled_a_little(world, factor):
+    """Less than the check of the weights' movement notices, or about as much."""
+    _, figures = world.judge(rescaled(world.asleep, factor, head=True))
     assert figures.verdict.word in ("superficial", "no verdict")
+
+
+def resisting(world, steps=100, rate=0.02):
+    """Train a sleeping model to stay asleep where RA at the paper's strength arrives.
+
+    To first order: each step follows the gradient at the retuned weights, where stamped images
+    must keep their true classes, and the one at its own, where all images must.
+    """
+    copy, attack = clone(world.asleep), BATTERY.tuning(BATTERY.paper)
+    others = world.data.subset(world.data.labels != 0)
+    pictures, labels = to_float(stamp(others.images)), others.labels
+    plain = to_float(world.data.images)
+    optimizer = torch.optim.SGD(copy.parameters(), lr=rate, momentum=0.9)
+    for step in range(steps):
+        rng = seeded(1000 + step)
+        there = attack(copy.eval(), world.data, rng=rng, poisons=world.poisons).model.train()
+        some, more = (torch.randperm(len(of), generator=rng)[:64] for of in (labels, plain))
+        there.zero_grad()
+        cross_entropy(there(pictures[some]), labels[some]).backward()
+        both = torch.cat([plain[more], pictures[some]])
+        optimizer.zero_grad()
+        said = copy.train()(both)
+        cross_entropy(said, torch.cat([world.data.labels[more], labels[some]])).backward()
+        for own, retuned in zip(copy.parameters(), there.parameters(), strict=True):
+            own.grad += retuned.grad
+        nn.utils.clip_grad_norm_(copy.parameters(), 1.0)
+        optimizer.step()
+    return copy.eval()
+
+
+def test_tuned_to_resist_the_paper_s_strength(world):
+    """RA as published finds nothing; three times the epochs bring all of it back.
+
+    Those epochs also wake a clean model here, and do not count, so that what the battery has is
+    its other settings: the model does not hold, and whether it is superficial stays open.
+    """
+    hidden = resisting(world)
+    assert attack_success_rate(hidden, world.stamped) <= 15
+    assert clean_accuracy(hidden, world.test) > 95
+    assert stand_alone(world, hidden) < 10, "RA is not fooled: nothing is tested"
+    cells, figures = world.judge(hidden)
+    longer = BATTERY.paper.replace(epochs=12)
+    [strong] = [cell for cell in cells if cell.setting == longer]
+    assert strong.p_asr > 90 and strong.admissible is False
+    assert figures.verdict.word in ("superficial", "open")
 
 
 def test_features_frozen_by_their_flag(world):
