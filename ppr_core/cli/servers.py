@@ -56,10 +56,14 @@ def serve(command: list[str], variables: Mapping[str, str]) -> int:
 
 def _ui(arguments: argparse.Namespace) -> int:
     from ppr_core.lab.store import Store
+    from ppr_core.reporting import comparison
 
     store, port = Store(), free_port(arguments.port)
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    print(f"MLflow UI on http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning")
+    server = f"http://127.0.0.1:{port}/"
+    print(f"MLflow UI on {server}#/experiments?workflowType=machine_learning")
+    for study, page in comparison.pages(store).items():
+        print(f"  the cells of {study}: {server}{page}")
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store.uri]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     return serve(command, {**os.environ, **quiet})

@@ -158,7 +158,8 @@ def compute(plan: "Plan", store: "Store", sections: list[Path], *where: Any) -> 
     path = report.write(plan, store, claims.gather(plan, store))
     print(f"time     {_shares({'computing stages': lab.computing, 'notebooks': told})}")
     print(f"report   {path}")
-    print("compare  make ui      (MLflow, experiment " + repr(plan.study.name) + ")")
+    page = comparison.pages(store, [plan.study.name])[plan.study.name]
+    print(f"compare  make ui      then http://127.0.0.1:5000/{page}")
     print("explore  make lab     (JupyterLab, notebooks/)")
     for name, reason in failures.items():
         print(f"failed   {name}: {reason}", file=sys.stderr)

@@ -3,6 +3,7 @@
 import base64
 import json
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -16,6 +17,7 @@ from ppr_core.reporting.results import COLOURS, FIGURES, cells, label
 
 EPOCHS = {"p_asr": "asr", "p_c_acc": "c_acc"}  # figures kept with every epoch of RA
 ABOUT = ["attack", "defense", "rho", "seed", "dataset", "model", "poison_rate"]
+SHARED = "mlflow.sharedViewState."  # how the tags of saved views begin
 CELLS = """tags."ppr.kind" = 'cell'"""
 NOTE = f"""Study **{{name}}**: does a purified model keep a sleeping backdoor?
 
@@ -192,4 +194,25 @@ def _view(name: str, query: str, more: dict[str, Any], shown: list[str]) -> tupl
     }
     packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
     view = {"name": name, "createdAt": 0, "updatedAt": 0, "state": f"deflate;{packed}"}
-    return f"mlflow.sharedViewState.ppr{digest(name)[:10]}", json.dumps(view)
+    return SHARED + _share(name), json.dumps(view)
+
+
+def _share(name: str) -> str:
+    """Return by what key links name a saved view."""
+    return f"ppr{digest(name)[:10]}"
+
+
+def pages(store: Store, studies: Sequence[str] = ()) -> dict[str, str]:
+    """Return, by study, the place in the MLflow UI that shows the table of its cells at once.
+
+    Args:
+        store: that holds them.
+        studies: names; all of the store's if none are given.
+    """
+    first = _share(VIEWS[0][0])
+    return {
+        one.name: f"#/experiments/{one.experiment_id}/runs?workflowType=machine_learning"
+        f"&viewStateShareKey={first}"
+        for one in store.client.search_experiments()
+        if SHARED + first in one.tags and (not studies or one.name in studies)
+    }

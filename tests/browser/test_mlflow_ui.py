@@ -5,7 +5,7 @@ import pytest
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import Store
 from ppr_core.lab.study import Study
-from ppr_core.reporting import plots, results
+from ppr_core.reporting import comparison, plots, results
 from tests.browser import driver
 from tests.conftest import EXPLORED
 
@@ -25,6 +25,16 @@ def test_the_table_of_cells_is_a_saved_view(page, experiment):
     heads = page.locator('[data-testid^="sort-header-"]').all()
     ordered = sorted(heads, key=lambda head: head.bounding_box()["x"])
     assert [head.inner_text() for head in ordered[2:6]] == results.FIGURES
+    assert page.get_by_text("badnet/ft retuned s0").count() == 0, "cells only"
+
+
+def test_the_link_that_ui_prints_shows_that_table_at_once(page, experiment, folder):
+    pages = comparison.pages(Store(folder / "mlruns"))
+    assert list(pages) == ["tiny"]
+    page.goto("about:blank")
+    page.goto(experiment.partition("#")[0] + pages["tiny"])
+    page.get_by_text("viewing a shared view").wait_for()
+    page.get_by_role("link", name="badnet / ft s0", exact=True).wait_for()
     assert page.get_by_text("badnet/ft retuned s0").count() == 0, "cells only"
 
 
