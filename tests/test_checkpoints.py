@@ -270,9 +270,9 @@ def test_images_of_other_data_are_refused(made):
     with pytest.raises(DataError, match=r"expected images \(3, 16, 16\) as the data have"):
         bench.trigger(test.with_images(test.images[..., :16, :16]))
     next(path.parent.glob("bd_train_dataset/*/5.png")).unlink()
-    with pytest.raises(DataError, match="expected a stored image, got"):
+    with pytest.raises(DataError, match="expected an image, got"):
         bench.poisoned(train)
-    with pytest.raises(DataError, match="expected a stored image, got"):
+    with pytest.raises(DataError, match="expected an image, got"):
         small(path, images=path.parent / "elsewhere").trigger(test)
     several = changed(content, 1, other_info=[2, 1])
     with pytest.raises(DataError, match="expected one target label"):

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ppr_core.config import Field
 from ppr_core.data.base import Dataset, Split, balanced
 from ppr_core.data.images import ImageSet
+from ppr_core.data.pictures import picture
 from ppr_core.errors import DataError, need
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,9 @@ class Folder(Dataset):
                 except OSError as error:
                     raise DataError(f"expected an image file, got {error}") from None
                 name = file.removeprefix(str(base))
-                text.update(f"{name}\0{seen.st_size}\0{seen.st_mtime_ns}\n".encode())
+                text.update(
+                    f"{name}\0{seen.st_size}\0{seen.st_mtime_ns}\n".encode(errors="surrogateescape")
+                )
         return text.hexdigest()
 
     def _base(self, root: Path) -> Path:
@@ -208,14 +211,9 @@ def _decode(listing: Listing, size: int | None) -> ImageSet:
 
 def _pixels(file: str, size: int | None) -> NDArray[np.uint8]:
     """Decode one file: (H, W, 3)."""
-    try:
-        with Image.open(file) as opened:
-            need(opened.mode[0] not in "IF", f"{opened.mode} pixels (not 8 bits)", DataError)
-            image = opened.convert("RGB")
-    except Exception as error:  # Pillow's decoders raise of every kind
-        raise DataError(
-            f"{file}: expected an image, got {error}; replace the file or take it away"
-        ) from None
+    with picture(file) as opened:
+        need(opened.mode[0] not in "IF", f"{opened.mode} pixels (not 8 bits)", DataError)
+        image = opened.convert("RGB")
     if size and image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(image)

@@ -70,8 +70,8 @@ def test_it_poisons_like_any_other_attack(tmp_path):
         ((2, 2), {"at": [7, 0]}, "expected a trigger within images of 8x8, got .* at 7,0"),
         ((2, 2), {}, r"expected at \(row, column\)"),
         ((8, 8), {"mask": "mask.png"}, r"expected a mask as large as .* \(8, 8\), got \(4, 4\)"),
-        ((8, 8), {"mask": "none.png"}, "expected an image file, got"),
-        ((8, 8), {"mask": "text.png"}, "expected an image file, got"),
+        ((8, 8), {"mask": "none.png"}, "expected an image, got"),
+        ((8, 8), {"mask": "text.png"}, "expected an image, got"),
     ],
 )
 def test_a_picture_that_does_not_fit_is_refused(tmp_path, monkeypatch, size, given, message):

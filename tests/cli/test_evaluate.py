@@ -254,7 +254,7 @@ def large_patch(state):
         (hostile(lambda s: {}), "expected tensors by name in theirs.pt, got none"),
         (large_patch, "expected a trigger within images of 32x32, got patch.png of 40x40"),
         (lambda s: os.remove("patch.png"), "expected a picture at patch.png, got no file"),
-        (lambda s: os.truncate("patch.png", 20), "expected an image file, got"),
+        (lambda s: os.truncate("patch.png", 20), "expected an image, got"),
         (lambda s: os.truncate("theirs.pt", 100), "expected weights in theirs.pt"),
     ],
 )

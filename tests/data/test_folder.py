@@ -1,5 +1,7 @@
 """Image trees: decoded exactly, and refused with one clear line where they cannot serve."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -148,9 +150,35 @@ def oblong(tree):
     write(tree / "train" / "cat" / "0.png", np.zeros((8, 12, 3), np.uint8))
 
 
+def disguised(tree):
+    """PostScript, which Pillow would hand to another program."""
+    header = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n%%EOF\n"
+    (tree / "train" / "dog" / "1.png").write_bytes(header)
+
+
+def pipe(tree):
+    (tree / "train" / "dog" / "1.png").unlink()
+    os.mkfifo(tree / "train" / "dog" / "1.png")
+
+
+def loop(tree):
+    file = tree / "train" / "dog" / "1.png"
+    file.unlink()
+    file.symlink_to(file)
+
+
+def huge(tree):
+    """A header that promises ten thousand million pixels."""
+    (tree / "train" / "dog" / "1.png").write_bytes(b"P6\n100000 100000\n255\n")
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (disguised, "dog.1.png: expected an image, got cannot identify"),
+        (pipe, "dog.1.png: expected an image, got a file of another kind"),
+        (loop, "expected an image file, got .*symbolic links"),
+        (huge, "dog.1.png: expected an image, got .*pixels"),
         (missing_tree, "expected a folder .*train.*PPR_DATA"),
         (no_test, "expected a folder test or val"),
         (empty_train, "two or more class folders in .*train, got 0"),
@@ -169,6 +197,12 @@ def test_a_tree_that_cannot_serve_is_refused_and_nothing_is_written(damage, mess
     with pytest.raises(DataError, match=message):
         data.load({"name": "folder", "path": str(tree)}, tree / "data")
     assert not (tree / "data").exists()
+
+
+def test_names_that_are_no_utf_8_are_files_like_others(tree):
+    base = os.fsencode(tree / "train" / "dog")
+    os.rename(os.path.join(base, b"1.png"), os.path.join(base, b"\xff1.png"))
+    assert len(data.load({"name": "folder", "path": str(tree)}, tree / "data").train) == 6
 
 
 @pytest.mark.parametrize(("part", "limit"), [("train", 6), ("test", 4)])

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from ppr_core.data.pictures import picture
 from ppr_core.errors import DataError
 
 
@@ -19,8 +19,5 @@ def file_bytes(file: str | Path) -> bytes:
 
 def decoded(file: str | Path, mode: str) -> NDArray[np.uint8]:
     """Return a picture's levels in a mode of PIL's, (H, W) or (H, W, C), or raise DataError."""
-    try:
-        with Image.open(Path(file).expanduser()) as picture:
-            return np.array(picture.convert(mode))
-    except OSError as error:
-        raise DataError(f"expected an image file, got {error}") from None
+    with picture(Path(file).expanduser()) as opened:
+        return np.array(opened.convert(mode))

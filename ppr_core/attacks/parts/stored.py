@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ppr_core.data.images import ImageSet
+from ppr_core.data.pictures import picture
 from ppr_core.errors import CheckpointError, DataError, need
 
 PART = re.compile(r"(?:bd|cross)_(?:train|test)_dataset\w*")
@@ -40,11 +40,8 @@ class Stored:
         """
         shape, read = tuple(like.images.shape[1:]), []
         for file in self.files:
-            try:
-                with Image.open(file) as picture:
-                    pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
-            except OSError as error:
-                raise DataError(f"expected a stored image, got {error}") from None
+            with picture(file) as opened:
+                pixels = torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1)
             need(
                 tuple(pixels.shape) == shape,
                 f"expected images {shape} as the data have, got {tuple(pixels.shape)} in {file}",
