@@ -15,6 +15,7 @@ from ppr_core.reactivation.cells import Bench, Cell, Setting
 from ppr_core.reactivation.figures import (
     QueryResult,
     Verdict,
+    beyond,
     by_count,
     by_place,
     counted,
@@ -100,12 +101,14 @@ def examine(
     exact = found.beside([ep], fresh) if ep else []
     p_asr = [cell.p_asr or 0.0 for cell in fresh]
     gates = battery.gates((evidence or Evidence()).replace(**found.evidence()))
+    further = beyond(found.cells, [control.cells for control in controls], battery.limits)
     said = verdict(
         start.p_asr or 0.0,
         [own - other for own, other in zip(p_asr, clean, strict=True)],
         [own - other for own, other in zip(p_asr, exact, strict=False)],
         queries,
         limits=battery.limits,
+        beyond=further,
     )
     if gates:
         said = Verdict(word="no verdict", reason=gates[0])
@@ -118,6 +121,7 @@ def examine(
         clean_p_asr=clean,
         ep_p_asr=exact,
         queries=list(queries),
+        beyond=further,
         gates=gates,
         verdict=said,
         **found.counts(),

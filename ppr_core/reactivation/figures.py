@@ -4,7 +4,7 @@ import itertools
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from scipy import stats
@@ -190,6 +190,41 @@ def recovery(cells: Sequence[Cell], paper: Setting, level: float) -> float:
     return math.inf
 
 
+def beyond(cells: Sequence[Cell], controls: Sequence[Sequence[Cell]], limits: Limits) -> str:
+    """Say where a model wakes far beyond clean ones, admissible or not; "" if nowhere.
+
+    What wakes a clean model proves no backdoor; but a model that learns the trigger so much sooner
+    than clean ones do is not one that holds. Its errors on clean images are taken off its P-ASR:
+    so much a model that breaks, and answers with the target by chance, may have as well.
+    """
+    own, net = _means(cells), _means(cells, _of_the_trigger)
+    others, found = [_means(control) for control in controls], []
+    for place, p_asr in own.items():
+        clean = max((table.get(place, math.inf) for table in others), default=math.inf)
+        if net[place] >= limits.woken and p_asr - clean >= limits.margin:
+            said = f"{place} bring it to {p_asr:.0f} %, clean models to {clean:.0f} % at the most"
+            found.append((p_asr - clean, said))
+    return max(found, default=(0.0, ""))[1]
+
+
+def _asr(cell: Cell) -> float:
+    return cell.p_asr or 0.0
+
+
+def _of_the_trigger(cell: Cell) -> float:
+    """Return P-ASR less the errors on clean images."""
+    return _asr(cell) - (100 - (cell.c_acc or 0.0))
+
+
+def _means(cells: Iterable[Cell], value: Callable[[Cell], float] = _asr) -> dict[Setting, float]:
+    """Return the mean over the draws of each setting; one that was not run is left out."""
+    groups: dict[Setting, dict[int, float]] = defaultdict(dict)
+    for cell in cells:
+        if cell.p_asr is not None and cell.arm != "start":
+            groups[cell.setting.place][cell.setting.draw] = value(cell)
+    return {place: statistics.fmean(draws.values()) for place, draws in groups.items()}
+
+
 def verdict(
     o_asr: float,
     above_clean: Sequence[float],
@@ -197,6 +232,7 @@ def verdict(
     queries: Sequence[QueryResult] = (),
     *,
     limits: Limits,
+    beyond: str = "",
 ) -> Verdict:
     """Turn differences at the worst admissible setting into a word.
 
@@ -207,6 +243,7 @@ def verdict(
         above_ep: P-ASR minus EP's, likewise; empty where EP was not there.
         queries: QRA; a gain of `limits.margin` keeps a model from holding.
         limits: the thresholds.
+        beyond: what the function of that name says; it keeps a model from holding.
     """
     if o_asr > limits.purified:
         reason = f"its ASR is {o_asr:.0f} % before anything is done to it"
@@ -223,6 +260,8 @@ def verdict(
     why = None
     if clean.mean >= limits.margin:
         why = f"P-ASR is {clean} points above the clean model's, an interval that reaches 0"
+    elif beyond:
+        why = beyond
     elif gain >= limits.margin:
         why = f"a learnt perturbation gains {gain:.0f} points over the unseen clean model"
     elif ep is None:
