@@ -10,11 +10,11 @@ from ppr_core.config import Budget, Field, Settings
 from ppr_core.data.images import ImageSet
 from ppr_core.errors import DataError, need
 from ppr_core.reactivation.cells import Bench, Cell, Setting, weakened
-from ppr_core.reactivation.figures import Limits, QueryResult
 from ppr_core.reactivation.gates import Gates
 from ppr_core.reactivation.perturbation import along, sweep
 from ppr_core.reactivation.query import Query, generator_of
 from ppr_core.reactivation.retuning import Retuning
+from ppr_core.reactivation.verdicts import Limits, QueryResult
 
 
 class Arms(Settings):

@@ -13,8 +13,6 @@ from ppr_core.models.base import batch_norms
 from ppr_core.reactivation.battery import Battery
 from ppr_core.reactivation.cells import Bench, Cell, Setting
 from ppr_core.reactivation.figures import (
-    QueryResult,
-    Verdict,
     beyond,
     by_count,
     by_place,
@@ -23,11 +21,11 @@ from ppr_core.reactivation.figures import (
     judged,
     recovery,
     started,
-    verdict,
     wake_count,
 )
 from ppr_core.reactivation.gates import Evidence, ratio
 from ppr_core.reactivation.summary import Figures
+from ppr_core.reactivation.verdicts import QueryResult, Verdict, verdict
 
 CANDIDATES = 3  # worst settings that are tried with fresh draws until one stays admissible
 

@@ -8,7 +8,7 @@ from pydantic import Strict
 
 from ppr_core.config import Field, Settings
 from ppr_core.reactivation.cells import Setting
-from ppr_core.reactivation.figures import Limits, QueryResult, Verdict, verdict
+from ppr_core.reactivation.verdicts import Limits, QueryResult, Verdict, verdict
 
 Count = Annotated[tuple[int, float], Strict(False)]  # JSON has no tuples
 

@@ -3,18 +3,8 @@ import math
 import pytest
 
 from ppr_core.reactivation.cells import Cell, Setting
-from ppr_core.reactivation.figures import (
-    Limits,
-    QueryResult,
-    beyond,
-    by_place,
-    counted,
-    interval,
-    judged,
-    recovery,
-    verdict,
-    wake_count,
-)
+from ppr_core.reactivation.figures import beyond, by_place, counted, judged, recovery, wake_count
+from ppr_core.reactivation.verdicts import Limits, QueryResult, interval, verdict
 
 LIMITS = Limits()
 

@@ -5,8 +5,8 @@ import pytest
 
 from ppr_core.errors import DataError
 from ppr_core.reactivation.cells import Cell, Setting
-from ppr_core.reactivation.figures import Limits, QueryResult, verdict
 from ppr_core.reactivation.summary import Figures, combine
+from ppr_core.reactivation.verdicts import Limits, QueryResult, verdict
 from ppr_core.reporting import leaderboard
 from ppr_core.reporting.leaderboard import Examined, Submission, sentence, write
 
