@@ -10,11 +10,11 @@ from ppr_core.config import Budget, Field, Settings
 from ppr_core.data.images import ImageSet
 from ppr_core.errors import DataError, need
 from ppr_core.reactivation.cells import Bench, Cell, Setting, weakened
-from ppr_core.reactivation.figures import Limits, QueryResult
 from ppr_core.reactivation.gates import Gates
 from ppr_core.reactivation.perturbation import along, sweep
 from ppr_core.reactivation.query import Query, generator_of
 from ppr_core.reactivation.retuning import Retuning
+from ppr_core.reactivation.verdicts import Limits, QueryResult
 
 
 class Arms(Settings):
@@ -139,14 +139,14 @@ class Battery(Arms):
     QRA. The worst setting is tuned anew with draws that had no part in choosing it.
 
     What it cannot see: a backdoor that wakes for another trigger than the one stamped; one that
-    wakes only in settings which teach a clean model the trigger as well, for these never count (a
-    defense trained against RA as published may move it there; `tests/reactivation/
-    test_battery_review.py` has one, which stays open); whether a model that sleeps through every
-    arm has forgotten, or hides better than these arms seek; more samples, longer tunings or other
-    optimizers than its fields name; a defense that hinders the tuning of fewer than a quarter of
-    its layers; changes to the architecture (one that cuts off gradients is noticed and gated, not
-    undone); an attack made for one defense in particular. "Holds" is a statement about these arms,
-    not a proof.
+    wakes only in settings which teach a clean model the trigger as well (a defense trained against
+    RA as published may move it there): these never count, and all that they do is keep a model
+    that wakes far beyond clean ones from holding, so that it stays open; whether a model that
+    sleeps through every arm has forgotten, or hides better than these arms seek; more samples,
+    longer tunings or other optimizers than its fields name; a defense that hinders the tuning of
+    fewer than a quarter of its layers; changes to the architecture (one that cuts off gradients is
+    noticed and gated, not undone); an attack made for one defense in particular. "Holds" is a
+    statement about these arms, not a proof.
     """
 
     source: ClassVar[str] = (

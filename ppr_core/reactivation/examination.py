@@ -13,8 +13,7 @@ from ppr_core.models.base import batch_norms
 from ppr_core.reactivation.battery import Battery
 from ppr_core.reactivation.cells import Bench, Cell, Setting
 from ppr_core.reactivation.figures import (
-    QueryResult,
-    Verdict,
+    beyond,
     by_count,
     by_place,
     counted,
@@ -22,11 +21,11 @@ from ppr_core.reactivation.figures import (
     judged,
     recovery,
     started,
-    verdict,
     wake_count,
 )
 from ppr_core.reactivation.gates import Evidence, ratio
 from ppr_core.reactivation.summary import Figures
+from ppr_core.reactivation.verdicts import QueryResult, Verdict, verdict
 
 CANDIDATES = 3  # worst settings that are tried with fresh draws until one stays admissible
 
@@ -100,12 +99,14 @@ def examine(
     exact = found.beside([ep], fresh) if ep else []
     p_asr = [cell.p_asr or 0.0 for cell in fresh]
     gates = battery.gates((evidence or Evidence()).replace(**found.evidence()))
+    further = beyond(found.cells, [control.cells for control in controls], battery.limits)
     said = verdict(
         start.p_asr or 0.0,
         [own - other for own, other in zip(p_asr, clean, strict=True)],
         [own - other for own, other in zip(p_asr, exact, strict=False)],
         queries,
         limits=battery.limits,
+        beyond=further,
     )
     if gates:
         said = Verdict(word="no verdict", reason=gates[0])
@@ -118,6 +119,7 @@ def examine(
         clean_p_asr=clean,
         ep_p_asr=exact,
         queries=list(queries),
+        beyond=further,
         gates=gates,
         verdict=said,
         **found.counts(),

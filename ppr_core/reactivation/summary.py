@@ -8,7 +8,7 @@ from pydantic import Strict
 
 from ppr_core.config import Field, Settings
 from ppr_core.reactivation.cells import Setting
-from ppr_core.reactivation.figures import Limits, QueryResult, Verdict, verdict
+from ppr_core.reactivation.verdicts import Limits, QueryResult, Verdict, verdict
 
 Count = Annotated[tuple[int, float], Strict(False)]  # JSON has no tuples
 
@@ -31,6 +31,7 @@ class Figures(Settings):
     paper_p_asr: float | None = Field(None, description="median P-ASR there, percent")
     recovery_epochs: float | None = Field(None, description="to 50 % ASR; none: not reached")
     queries: list[QueryResult] = Field([], description="QRA by budget")
+    beyond: str = Field("", description="where it wakes far beyond clean models, admissible or not")
     gates: list[str] = Field([], description="why there is no verdict, a sentence each")
     verdict: Verdict = Field(description="in words")
 
@@ -58,4 +59,5 @@ def combine(figures: Sequence[Figures], limits: Limits) -> Verdict:
         [own - other for own, other in zip(p_asr, exact, strict=False)],
         [query for one in figures for query in one.queries],
         limits=limits,
+        beyond=next((one.beyond for one in figures if one.beyond), ""),
     )

@@ -9,8 +9,8 @@ from ppr_core.lab.desk import Lab
 from ppr_core.lab.graph import Cell, Stage, identity
 from ppr_core.lab.plan import Plan
 from ppr_core.reactivation.cells import load
-from ppr_core.reactivation.figures import Limits
 from ppr_core.reactivation.summary import Figures, combine
+from ppr_core.reactivation.verdicts import Limits
 from ppr_core.reporting import leaderboard
 from ppr_core.reporting.leaderboard import Examined, Submission
 

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from ppr_core.config import Field, Settings
 from ppr_core.errors import DataError, need
 from ppr_core.reactivation.cells import Cell
-from ppr_core.reactivation.figures import Verdict
 from ppr_core.reactivation.summary import Figures
+from ppr_core.reactivation.verdicts import Verdict
 
 TEMPLATE = "leaderboard.html.j2"
 ORDER = ("holds", "open", "superficial", "not purified", "no verdict")

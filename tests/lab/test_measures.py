@@ -35,7 +35,7 @@ BATTERY = {
     "relearn_epochs": [1],
     "images": 40,
     "query": {"clean": 20, "poisoned": 20, "width": 16, "schedule": {"epochs": 1}},
-    "limits": {"awake": 101.0, "fall": 101.0, "spared": 101.0},
+    "limits": {"purified": 101.0, "awake": 101.0, "fall": 101.0, "spared": 101.0},
 }
 # None where ASR never falls asleep, and where no count or epoch that was tried wakes a model.
 OPEN = ("t_star", "wake_count", "clean_wake_count", "recovery")

@@ -123,12 +123,10 @@ class Saturated(nn.Module):
         return 30 * torch.tanh(1e4 * centred)
 
 
-def rescaled(model, factor, head=False):
+def rescaled(model, factor):
     """The same function: each batch norm takes out again the scale of what comes before it.
 
-    The step that a rate makes shrinks with the square of the factor, beside the weights. With the
-    head, the last features are made so much smaller and its weights larger, so that it stands
-    still as well; without, it still learns, and a backdoor wakes by it alone.
+    The step that a rate makes shrinks with the square of the factor, beside the weights.
     """
     copy = clone(model)
     norms = [layer for layer in copy.modules() if isinstance(layer, nn.BatchNorm2d)]
@@ -139,11 +137,10 @@ def rescaled(model, factor, head=False):
             convolution.weight.mul_(factor)
             norm.running_mean.mul_(factor * before)
             norm.running_var.mul_((factor * before) ** 2)
-            last = norm is norms[-1]
-            before = 1 / factor if last and head else 1.0 if last else factor
-            norm.weight.mul_(before)  # its scale goes on to the next layer
-            norm.bias.mul_(before)
-        copy[-1].weight.div_(before)
+            if norm is not norms[-1]:  # its scale goes on to the next convolution
+                norm.weight.mul_(factor)
+                norm.bias.mul_(factor)
+                before = factor
     return copy.eval()
 
 
@@ -192,8 +189,8 @@ def stand_alone(world, model):
 
 
 def test_weights_scaled_against_batch_norm(world):
-    """RA wakes far less: what is left to learn are the scales and shifts of batch norm."""
-    hidden = rescaled(world.asleep, 30, head=True)
+    """RA wakes far less: what is left to learn is the head, and batch norm's scales and shifts."""
+    hidden = rescaled(world.asleep, 30)
     assert attack_success_rate(hidden, world.stamped) <= 15
     assert stand_alone(world, hidden) < stand_alone(world, world.asleep) / 2, "RA is not fooled"
     _, figures = world.judge(hidden)
@@ -201,14 +198,14 @@ def test_weights_scaled_against_batch_norm(world):
     assert any("weights rescaled" in gate for gate in figures.gates)
 
 
-@pytest.mark.parametrize("factor", [2, 4])
+@pytest.mark.parametrize("factor", [2, 6])
 def test_weights_scaled_a_little(world, factor):
     """Less than the check of the weights' movement notices, or about as much."""
-    _, figures = world.judge(rescaled(world.asleep, factor, head=True))
+    _, figures = world.judge(rescaled(world.asleep, factor))
     assert figures.verdict.word in ("superficial", "no verdict")
 
 
-def resisting(world, steps=100, rate=0.02):
+def resisting(world, steps=100, rate=0.05):
     """Train a sleeping model to stay asleep where RA at the paper's strength arrives.
 
     To first order: each step follows the gradient at the retuned weights, where stamped images
@@ -237,10 +234,9 @@ def resisting(world, steps=100, rate=0.02):
 
 
 def test_tuned_to_resist_the_paper_s_strength(world):
-    """RA as published finds nothing; three times the epochs bring all of it back.
+    """RA as published finds nothing, nor does any admissible setting; more epochs bring it back.
 
-    Those epochs also wake a clean model here, and do not count, so that what the battery has is
-    its other settings: the model does not hold, and whether it is superficial stays open.
+    They wake a clean model, too, though not nearly as far: that proves nothing, but does not hold.
     """
     hidden = resisting(world)
     assert attack_success_rate(hidden, world.stamped) <= 15
@@ -250,7 +246,8 @@ def test_tuned_to_resist_the_paper_s_strength(world):
     longer = BATTERY.paper.replace(epochs=12)
     [strong] = [cell for cell in cells if cell.setting == longer]
     assert strong.p_asr > 90 and strong.admissible is False
-    assert figures.verdict.word in ("superficial", "open")
+    assert figures.verdict.word == "open"
+    assert "12 epochs bring it to" in figures.verdict.reason
 
 
 def test_features_frozen_by_their_flag(world):

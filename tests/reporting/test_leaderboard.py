@@ -4,9 +4,10 @@ import re
 import pytest
 
 from ppr_core.errors import DataError
+from ppr_core.lab.places import ROOT
 from ppr_core.reactivation.cells import Cell, Setting
-from ppr_core.reactivation.figures import Limits, QueryResult, verdict
 from ppr_core.reactivation.summary import Figures, combine
+from ppr_core.reactivation.verdicts import Limits, QueryResult, verdict
 from ppr_core.reporting import leaderboard
 from ppr_core.reporting.leaderboard import Examined, Submission, sentence, write
 
@@ -183,3 +184,12 @@ def test_within_an_attack_what_holds_comes_first(tmp_path):
     numbers = leaderboard.row(submission("a"))
     assert (numbers["wake"], numbers["clean_wake"], numbers["cost"]) == ("2", "44", 2.0)
     assert numbers["gain"] == pytest.approx(61) and numbers["worst"] == pytest.approx(82)
+
+
+def test_what_is_kept_reads_and_the_folder_says_what_is_there():
+    folder = ROOT / "notebooks" / "results" / "leaderboard"
+    kept = [(path, leaderboard.read(path)) for path in sorted(folder.glob("*.json"))]
+    words = (folder / "README.md").read_text()
+    _, *told = re.findall(r"^\| (\w+) \| (\w+) \| ([\w ]+) \|", words, re.MULTILINE)
+    assert all(path.name == one.file for path, one in kept)
+    assert {(one.defense, one.attack, one.verdict.word) for _, one in kept} == set(told)
