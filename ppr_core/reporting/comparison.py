@@ -28,6 +28,12 @@ query-based one; all in percent. Cells of several seeds stand under a run with m
 
 def log_cells(plan: Plan, store: Store) -> None:
     """Keep one MLflow run a finished cell; several seeds under one with their mean and spread."""
+    # Two starts of one study take turns: each discards the runs that its own take the place of.
+    with store.owned(f"cells-{digest(plan.study.name)[:12]}"):
+        _log_cells(plan, store)
+
+
+def _log_cells(plan: Plan, store: Store) -> None:
     rows = cells(plan, store)
     columns = results.columns_of(rows)
     rows = rows.assign(

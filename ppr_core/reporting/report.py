@@ -13,6 +13,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from ppr_core.config import digest
 from ppr_core.lab.marks import commit
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import Store
@@ -63,13 +64,14 @@ def write(plan: Plan, store: Store, evidence: Evidence) -> Path:
     )
     path = store.folder / "reports" / f"{plan.study.name}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html)
-    tags = {"kind": "report", "settings": plan.mark}
-    for old in store.search(plan.study.name, **tags):
-        store.discard(old.info.run_id)
-    run = store.start(plan.study.name, "report", tags=tags)
-    store.attach(run, path)
-    store.finish(run)
+    with store.owned(f"report-{digest(plan.study.name)[:12]}"):  # two starts take turns
+        path.write_text(html)
+        tags = {"kind": "report", "settings": plan.mark}
+        for old in store.search(plan.study.name, **tags):
+            store.discard(old.info.run_id)
+        run = store.start(plan.study.name, "report", tags=tags)
+        store.attach(run, path)
+        store.finish(run)
     return path
 
 

@@ -33,7 +33,7 @@ def start(file, store, *arguments):
 
 def numbers(out):
     """Return the lines of the result table."""
-    return [line for line in out.splitlines() if line.startswith("badnet")]
+    return [line for line in out.splitlines() if line.startswith("badnet  ")]
 
 
 def faults(store, started=()):
