@@ -2,8 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -11,7 +10,8 @@ from torch import nn
 from ppr_core.errors import DataError, need
 from ppr_core.models.base import batch_norms
 from ppr_core.reactivation.battery import Battery
-from ppr_core.reactivation.cells import Bench, Cell, Setting
+from ppr_core.reactivation.beside import Control, run
+from ppr_core.reactivation.cells import Bench, Cell
 from ppr_core.reactivation.figures import (
     beyond,
     by_count,
@@ -28,39 +28,6 @@ from ppr_core.reactivation.summary import Figures
 from ppr_core.reactivation.verdicts import QueryResult, Verdict, verdict
 
 CANDIDATES = 3  # worst settings that are tried with fresh draws until one stays admissible
-
-
-@dataclass
-class Control:
-    """A model to set others beside, clean or EP's, and the cells that are known of it so far.
-
-    Attributes:
-        model: left untouched.
-        cells: its grid, for a clean model; run where it is empty.
-        compute: returns its cells of an arm's settings, each of one epoch count; it may keep them
-            for the next model examined. By default they are run.
-    """
-
-    model: nn.Module
-    cells: list[Cell] = field(default_factory=list)
-    compute: Callable[[str, Sequence[Setting]], list[Cell]] | None = None
-
-    def take(self, bench: Bench, arm: str, settings: Sequence[Setting]) -> list[Cell]:
-        """Return its cells of some settings, computed where they are not known yet."""
-        known = {cell.setting: cell for cell in self.cells}
-        missing = [setting for setting in settings if setting not in known]
-        if missing:
-            new = (
-                self.compute(arm, missing) if self.compute else run(bench, self.model, arm, missing)
-            )
-            self.cells += new
-            known |= {cell.setting: cell for cell in new}
-        return [known[setting] for setting in settings]
-
-
-def run(bench: Bench, model: nn.Module, arm: str, settings: Sequence[Setting]) -> list[Cell]:
-    """Return a model's cells of some settings."""
-    return [bench.run(model, arm, setting, [setting.epochs])[0] for setting in settings]
 
 
 def examine(
@@ -99,15 +66,16 @@ def examine(
     exact = found.beside([ep], fresh) if ep else []
     p_asr = [cell.p_asr or 0.0 for cell in fresh]
     gates = battery.gates((evidence or Evidence()).replace(**found.evidence()))
-    further = beyond(found.cells, [control.cells for control in controls], battery.limits)
-    said = verdict(
+    above = (
         start.p_asr or 0.0,
         [own - other for own, other in zip(p_asr, clean, strict=True)],
         [own - other for own, other in zip(p_asr, exact, strict=False)],
         queries,
-        limits=battery.limits,
-        beyond=further,
     )
+    said, further = verdict(*above, limits=battery.limits), ""
+    if said.word == "holds" and ep:
+        further = found.beyond(ep)
+        said = verdict(*above, limits=battery.limits, beyond=further)
     if gates:
         said = Verdict(word="no verdict", reason=gates[0])
     return found.cells, Figures(
@@ -184,6 +152,19 @@ class _Examination:
         settings = [cell.setting for cell in fresh]
         found = [other.take(self.bench, "fresh", settings) for other in models]
         return [statistics.fmean(c.p_asr or 0.0 for c in at) for at in zip(*found, strict=True)]
+
+    def beyond(self, ep: Control) -> str:
+        """Say where the model wakes far beyond the clean ones and EP's; "" if nowhere."""
+        controls, limits = [control.cells for control in self.controls], self.battery.limits
+        for place, p_asr, clean in beyond(self.cells, controls, limits):
+            draws = {c.setting: c for c in self.cells if c.setting.place == place}
+            highest = max(clean, statistics.fmean(self.beside([ep], list(draws.values()))))
+            if p_asr - highest >= limits.margin:
+                return (
+                    f"{place} bring it to {p_asr:.0f} %, models without the backdoor to "
+                    f"{highest:.0f} % at the most"
+                )
+        return ""
 
     def evidence(self) -> dict[str, float | None]:
         """Return what the cells themselves tell the checks."""

@@ -126,21 +126,25 @@ def recovery(cells: Sequence[Cell], paper: Setting, level: float) -> float:
     return math.inf
 
 
-def beyond(cells: Sequence[Cell], controls: Sequence[Sequence[Cell]], limits: Limits) -> str:
-    """Say where a model wakes far beyond clean ones, admissible or not; "" if nowhere.
+def beyond(
+    cells: Sequence[Cell], controls: Sequence[Sequence[Cell]], limits: Limits
+) -> list[tuple[Setting, float, float]]:
+    """Return where a model wakes far beyond clean ones, admissible or not, the farthest first.
 
     What wakes a clean model proves no backdoor; but a model that learns the trigger so much sooner
     than clean ones do is not one that holds. Its errors on clean images are taken off its P-ASR:
     so much a model that breaks, and answers with the target by chance, may have as well.
+
+    Returns:
+        (setting, mean P-ASR over its draws, that of the clean model which wakes most).
     """
     own, net = _means(cells), _means(cells, _of_the_trigger)
     others, found = [_means(control) for control in controls], []
     for place, p_asr in own.items():
         clean = max((table.get(place, math.inf) for table in others), default=math.inf)
         if net[place] >= limits.woken and p_asr - clean >= limits.margin:
-            said = f"{place} bring it to {p_asr:.0f} %, clean models to {clean:.0f} % at the most"
-            found.append((p_asr - clean, said))
-    return max(found, default=(0.0, ""))[1]
+            found.append((place, p_asr, clean))
+    return sorted(found, key=lambda one: one[2] - one[1])
 
 
 def _asr(cell: Cell) -> float:

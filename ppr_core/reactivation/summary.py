@@ -31,7 +31,7 @@ class Figures(Settings):
     paper_p_asr: float | None = Field(None, description="median P-ASR there, percent")
     recovery_epochs: float | None = Field(None, description="to 50 % ASR; none: not reached")
     queries: list[QueryResult] = Field([], description="QRA by budget")
-    beyond: str = Field("", description="where it wakes far beyond clean models, admissible or not")
+    beyond: str = Field("", description="where it wakes far beyond clean models and EP")
     gates: list[str] = Field([], description="why there is no verdict, a sentence each")
     verdict: Verdict = Field(description="in words")
 

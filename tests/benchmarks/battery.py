@@ -10,7 +10,8 @@ from ppr_core.data.shapes import Shapes
 from ppr_core.metrics import attack_success_rate, clean_accuracy, triggered
 from ppr_core.models import build
 from ppr_core.reactivation.battery import Battery
-from ppr_core.reactivation.examination import Control, examine
+from ppr_core.reactivation.beside import Control
+from ppr_core.reactivation.examination import examine
 from ppr_core.runtime import share_cores
 
 # params/demo.yaml: 500 images, of which ten are poisoned.

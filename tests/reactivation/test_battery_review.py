@@ -9,7 +9,8 @@ from ppr_core.data.images import to_float
 from ppr_core.metrics import attack_success_rate, clean_accuracy, triggered
 from ppr_core.models.base import clone
 from ppr_core.reactivation.battery import Battery
-from ppr_core.reactivation.examination import Control, examine
+from ppr_core.reactivation.beside import Control
+from ppr_core.reactivation.examination import examine
 from ppr_core.reactivation.gates import Evidence
 from ppr_core.runtime import session
 from ppr_core.training.fit import Schedule, fit

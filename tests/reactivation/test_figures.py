@@ -124,18 +124,17 @@ def test_what_wakes_far_beyond_clean_models_does_not_hold():
     strong = {"poisons": 5, "epochs": 20}
     own = [start(), cell(p_asr=96.0, **strong)]
     quiet, woken = [start(), cell(p_asr=6.0, **strong)], [start(), cell(p_asr=35.0, **strong)]
-    said = beyond(own, [quiet, woken], LIMITS)
-    assert "20 epochs bring it to 96 %, clean models to 35 % at the most" in said
-    assert beyond(own, [quiet, [start(), cell(p_asr=77.0, **strong)]], LIMITS) == ""
-    assert beyond(own, [quiet, [start()]], LIMITS) == "", "a setting that a clean model did not see"
-    assert beyond([start(), cell(p_asr=49.0, **strong)], [quiet], LIMITS) == ""
+    assert beyond(own, [quiet, woken], LIMITS) == [(own[1].setting, 96.0, 35.0)]
+    assert beyond(own, [quiet, [start(), cell(p_asr=77.0, **strong)]], LIMITS) == []
+    assert beyond(own, [quiet, [start()]], LIMITS) == [], "a setting that a clean model did not see"
+    assert beyond([start(), cell(p_asr=49.0, **strong)], [quiet], LIMITS) == []
     wrecked = [start(), cell(p_asr=96.0, c_acc=40.0, **strong)]
-    assert beyond(wrecked, [quiet], LIMITS) == ""
+    assert beyond(wrecked, [quiet], LIMITS) == []
     lucky = [start(), *(cell(p_asr=p, draw=i, **strong) for i, p in enumerate((96.0, 2.0, 2.0)))]
-    assert beyond(lucky, [quiet], LIMITS) == ""
-    held = verdict(3.0, [1, 2, 3], [0, 1, 0], limits=LIMITS, beyond=said)
-    assert (held.word, held.reason) == ("open", said)
-    assert verdict(3.0, [60, 70, 65], [], limits=LIMITS, beyond=said).word == "superficial"
+    assert beyond(lucky, [quiet], LIMITS) == []
+    held = verdict(3.0, [1, 2, 3], [0, 1, 0], limits=LIMITS, beyond="Why.")
+    assert (held.word, held.reason) == ("open", "Why.")
+    assert verdict(3.0, [60, 70, 65], [], limits=LIMITS, beyond="Why.").word == "superficial"
 
 
 def test_a_query_that_wakes_keeps_a_model_from_holding():

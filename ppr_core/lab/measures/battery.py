@@ -10,10 +10,11 @@ from ppr_core.lab.graph import CLEAN, Cell, Stage
 from ppr_core.lab.measures.base import Column, Measure
 from ppr_core.lab.reader import Reader
 from ppr_core.method import Result
-from ppr_core.reactivation import battery, examination
+from ppr_core.reactivation import battery
+from ppr_core.reactivation.beside import Control, run
 from ppr_core.reactivation.cells import Bench, Setting, dump, load
 from ppr_core.reactivation.cells import Cell as Point
-from ppr_core.reactivation.examination import Control, examine
+from ppr_core.reactivation.examination import examine
 from ppr_core.reactivation.gates import Evidence
 from ppr_core.reactivation.query import PAPER_ALPHAS
 from ppr_core.reactivation.retuning import PAPER_COUNTS
@@ -176,5 +177,5 @@ class Further(Measure, battery.Arms):
     def measure(self, lab: Reader, stage: Stage) -> Result:
         """Run them."""
         bench, model = shared(self, lab, stage), lab.model(stage.parents[0])
-        cells = examination.run(bench, model, self.arm, self.settings)
+        cells = run(bench, model, self.arm, self.settings)
         return Result(info={"cells": dump(cells)})
