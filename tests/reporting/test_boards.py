@@ -31,7 +31,7 @@ def test_the_boards_that_are_kept_are_those_of_the_tables_beside_them(name):
     assert f"{name}_claims.md" in readme
 
 
-@pytest.mark.parametrize("name", KEPT)
+@pytest.mark.parametrize("name", [name for name in KEPT if name != "demo"])
 def test_no_claim_about_qra_is_judged_by_the_older_control(name):
     board = pd.read_csv(RESULTS / f"{name}_claims.csv")
     numbers = board["claim"].str.split(".").str[0].astype(int)
