@@ -171,7 +171,7 @@ def cli(*arguments, **environment):
 def test_stopped_and_killed_and_started_again_gives_the_same_numbers(
     store, store_template, tmp_path
 ):
-    study = {**TINY_STUDY, "training": {"epochs": 40, "batch_size": 50}, "defenses": {}}
+    study = {**TINY_STUDY, "training": {"epochs": 20, "batch_size": 50}, "defenses": {}}
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump(study))
     whole = tmp_path / "whole"
