@@ -43,6 +43,17 @@ def tiny_model(classes=4, seed=0):
     return build({"name": "resnet18", "width": 4, "blocks": 1}, classes, seed=seed)
 
 
+def torchvisions(model):
+    """The weights of a ResNet under the names that torchvision gives them."""
+    names = {"backbone.0.0.": "conv1.", "backbone.0.1.": "bn1.", "linear.": "fc."}
+    names |= {f"backbone.{n}.": f"layer{n}." for n in range(1, 5)}
+    found = {}
+    for name, tensor in model.state_dict().items():
+        ours = next(prefix for prefix in names if name.startswith(prefix))
+        found[names[ours] + name.removeprefix(ours)] = tensor
+    return found
+
+
 def shrink(method: Settings) -> Settings:
     """Cut every budget of a method (and of its groups) to the least that still runs."""
     small = {}

@@ -8,7 +8,7 @@ from ppr_core.metrics import clean_accuracy
 from ppr_core.models import MODELS
 from ppr_core.training.fit import Schedule, fit
 from ppr_core.weights import read
-from tests.conftest import tiny_set
+from tests.conftest import tiny_set, torchvisions
 
 CLASSES = 4
 
@@ -23,12 +23,7 @@ def test_a_missing_max_pool_is_caught_by_what_the_model_does(tmp_path):
     fit(pooled, data, Schedule(steps=40, batch_size=32, lr=0.05, crop=0, flip=False), rng=rng)
     reported = clean_accuracy(pooled, data)
     assert reported > 80
-    names = {"backbone.0.0.": "conv1.", "backbone.0.1.": "bn1.", "linear.": "fc."}
-    names |= {f"backbone.{n}.": f"layer{n}." for n in range(1, 5)}
-    state = {}
-    for name, tensor in pooled.state_dict().items():
-        ours = next(prefix for prefix in names if name.startswith(prefix))
-        state[names[ours] + name.removeprefix(ours)] = tensor
+    state = torchvisions(pooled)
     torch.save(state, tmp_path / "theirs.pt")
     spec = {"name": "resnet18", "width": 4, "blocks": 1}
     model = from_registry(MODELS, spec, "model").build(CLASSES, seed=1)

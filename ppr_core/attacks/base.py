@@ -112,6 +112,20 @@ class Attack(Method):
         drawn = np.random.RandomState(seed % 2**32).choice(candidates, count, replace=False)
         return torch.from_numpy(np.sort(drawn))
 
+    def retunable(self, labels: Tensor, indices: Tensor, *, any_class: bool = False) -> Tensor:
+        """Return those of the poisons that RA draws from: outside the target class.
+
+        Args:
+            labels: the true ones of the training set.
+            indices: of the poisons.
+            any_class: keep those whose true class is the target; a clean-label attack has no
+                others.
+        """
+        indices = indices.to(labels.device)
+        if any_class or self.clean_label:
+            return indices
+        return indices[labels[indices] != self.target]
+
     def poison(self, data: ImageSet, *, seed: int, state: State) -> Poisoned:
         """Draw the images to poison, and return the poisoned training set."""
         self.check_data(data)
@@ -220,9 +234,7 @@ class Trigger:
                 others.
         """
         poisoned = self.attack.poison_at(data, indices, state=self.state)
-        kept = poisoned.indices
-        if not (any_class or self.attack.clean_label):
-            kept = kept[poisoned.original != self.target]
+        kept = self.attack.retunable(data.labels, poisoned.indices, any_class=any_class)
         return poisoned.data.subset(kept)
 
     def query_images(self, data: ImageSet, indices: Tensor) -> ImageSet:

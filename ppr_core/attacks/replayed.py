@@ -58,13 +58,7 @@ class Replayed(Attack):
             DataError,
         )
         drawn = np.random.RandomState(seed % 2**32).choice(known.numpy(), count, replace=False)
-        indices = torch.from_numpy(np.sort(drawn)).to(data.device)
-        images, labels = data.images.clone(), data.labels.clone()
-        original = labels[indices]
-        if count:
-            images[indices] = self.stamp(data.images[indices], stage="train", state=state)
-        labels[indices] = self.target
-        return Poisoned(data.with_images(images).with_labels(labels), indices, original)
+        return self.poison_at(data, torch.from_numpy(np.sort(drawn)), state=state)
 
     def _places(self, images: Tensor, state: State) -> Tensor:
         """Return where each image's stored version stands; -1: nowhere."""

@@ -31,14 +31,3 @@ def victim():
     model.eval()
     stamped = triggered(TEST, white, 0)
     return model, clean_accuracy(model, TEST), clean_accuracy(model, stamped)
-
-
-def torchvisions(model):
-    """Its weights under the names that torchvision gives them."""
-    names = {"backbone.0.0.": "conv1.", "backbone.0.1.": "bn1.", "linear.": "fc."}
-    names |= {f"backbone.{n}.": f"layer{n}." for n in range(1, 5)}
-    found = {}
-    for name, tensor in model.state_dict().items():
-        ours = next(prefix for prefix in names if name.startswith(prefix))
-        found[names[ours] + name.removeprefix(ours)] = tensor
-    return found

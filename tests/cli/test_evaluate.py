@@ -14,7 +14,8 @@ from ppr_core.lab import engine
 from ppr_core.lab.desk import Lab
 from ppr_core.models import build
 from ppr_core.reporting import results
-from tests.cli.conftest import TEST, TRAIN, torchvisions, white
+from tests.cli.conftest import TEST, TRAIN, white
+from tests.conftest import torchvisions
 from tests.test_checkpoints import part
 
 MINE = """

@@ -17,9 +17,9 @@ from ppr_core.models import build
 from ppr_core.models.wrap import wrap
 from ppr_core.reactivation.scan import Scan
 from ppr_core.reporting import stand_in
-from tests.cli.conftest import POOLED, TEST, torchvisions
+from tests.cli.conftest import POOLED, TEST
 from tests.cli.test_evaluate import TINY_BUDGETS, Evil
-from tests.conftest import TINY_STUDY, tiny_set
+from tests.conftest import TINY_STUDY, tiny_set, torchvisions
 from tests.models.test_wrap import After, drawn
 
 SHORT = [word for pair in TINY_BUDGETS for word in ("-p", pair)]

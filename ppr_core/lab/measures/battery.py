@@ -130,15 +130,12 @@ class Battery(Measure, battery.Battery):
 
 def shared(arms: battery.Arms, lab: Reader, stage: Stage) -> Bench:
     """Return what all models of one attack and seed share."""
-    trigger, images = lab.trigger(stage), stage.setting.images
+    trigger, images, any_class = lab.trigger(stage), stage.setting.images, arms.retuning.any_class
     indices = lab.poison_indices(stage)
-    poisoned = trigger.attack.poison_at(images.train, indices, state=trigger.state)
-    kept = poisoned.indices
-    if not (trigger.attack.clean_label or arms.retuning.any_class):
-        kept = kept[poisoned.original != trigger.target]
+    kept = trigger.attack.retunable(images.train.labels, indices, any_class=any_class)
     return arms.bench(
         images.train,
-        poisons=poisoned.data.subset(kept),
+        poisons=trigger.poisons(images.train, indices, any_class=any_class),
         test=images.test,
         stamped=lab.stamped_test(stage),
         rng=derive(stage.cell.seed, "battery"),

@@ -50,9 +50,8 @@ class Retuning(Measure, retuning.Retuning):
     def check_images(self, attack: Attack, train: ImageSet, seed: int) -> None:
         """Raise DataError where the attack has fewer poisons than RA asks for."""
         there = attack.select(train.labels, seed=seed)
-        if not (attack.clean_label or self.any_class):
-            there = there[train.labels[there.to(train.device)] != attack.target]
-        self.need_samples(len(train), len(there))
+        kept = attack.retunable(train.labels, there, any_class=self.any_class)
+        self.need_samples(len(train), len(kept))
 
     def measure(self, lab: Reader, stage: Stage) -> Result:
         """Retune the model on poisons and clean training images."""
