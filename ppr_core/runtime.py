@@ -154,21 +154,31 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
-def share_cores(processes: int = 1) -> int:
-    """Give this process its share of the cores; return the number of threads.
+def free_cores() -> int:
+    """Return how many cores this process may use."""
+    affinity = getattr(psutil.Process(), "cpu_affinity", None)  # not on macOS
+    return len(affinity()) if affinity else os.cpu_count() or 1
+
+
+def set_threads(device: torch.device) -> int:
+    """Set how many threads this process computes with; return their number.
 
     OMP_NUM_THREADS, where it is set, is the most that it takes: more threads than free cores slow
     a process many-fold, for those that share a convolution spin while they wait for each other.
+    Where it is not set, a process that computes on a GPU takes all cores, and one that computes on
+    a CPU takes a single thread. Several add up in another order, and a training carries that
+    rounding on to other figures (as another seed would): the numbers of a study would hang on the
+    machine that it runs on. Several processes of one thread are faster, too.
 
     OpenMP threads of rival processes that spin while they wait slow each other forty-fold, so they
     must wait passively; the variable counts only if it is set before torch starts its threads,
     which is why the command line and the kernels' environment set it as well.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    affinity = getattr(psutil.Process(), "cpu_affinity", None)  # not on macOS
-    cores = len(affinity()) if affinity else os.cpu_count() or 1
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    cores = min(cores, int(asked)) if asked.isdecimal() and int(asked) else cores
-    threads = max(1, cores // max(1, processes))
+    cores, asked = free_cores(), os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdecimal() and int(asked):
+        threads = min(cores, int(asked))
+    else:
+        threads = 1 if device.type == "cpu" else cores
     torch.set_num_threads(threads)
     return threads

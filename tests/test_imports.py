@@ -44,6 +44,7 @@ LAB = [
     "lab.checks",
     "lab.arrivals",
     "lab.desk",
+    "lab.turns",
     "lab.engine",
     "lab.section",
     "lab.notebooks",

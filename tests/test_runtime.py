@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ppr_core.runtime import autocast, cpu_has_bf16, in_bf16, session, share_cores
+from ppr_core.runtime import autocast, cpu_has_bf16, free_cores, in_bf16, session, set_threads
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -25,15 +25,18 @@ def test_a_matrix_product_in_each_precision(precision, product):
         assert (one @ more).item() == product
 
 
-@pytest.mark.parametrize(("asked", "most"), [("1", 1), ("0", None), ("many", None), ("", None)])
-def test_omp_num_threads_is_the_most_that_a_process_takes(asked, most, monkeypatch):
-    before = torch.get_num_threads()
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def test_a_cpu_computes_with_one_thread_unless_omp_num_threads_says_otherwise(monkeypatch):
+    before, cores = torch.get_num_threads(), free_cores()
     try:
-        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-        free = share_cores()
-        monkeypatch.setenv("OMP_NUM_THREADS", asked)
-        assert share_cores() == torch.get_num_threads() == (most or free)
-        monkeypatch.setenv("OMP_NUM_THREADS", "999")
-        assert share_cores() == free
+        for asked, expected in {"1": 1, "2": min(2, cores), "999": cores}.items():
+            monkeypatch.setenv("OMP_NUM_THREADS", asked)
+            assert set_threads(CPU) == set_threads(GPU) == torch.get_num_threads() == expected
+        for asked in ("0", "many", ""):
+            monkeypatch.setenv("OMP_NUM_THREADS", asked)
+            assert set_threads(GPU) == cores
+            assert set_threads(CPU) == torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)

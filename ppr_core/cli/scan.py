@@ -37,16 +37,17 @@ def _scan(arguments: argparse.Namespace) -> int:
     from ppr_core.config import derive
     from ppr_core.reactivation.scan import Scan
     from ppr_core.reporting import scanned, stand_in
-    from ppr_core.runtime import pick_device, share_cores
+    from ppr_core.runtime import pick_device, set_threads
 
     values = read(None, arguments.set)
     spec = {**({"name": arguments.model} if arguments.model else {}), **values.pop("model", {})}
     scan, file = Scan.labelled("scan", values), Path(arguments.checkpoint)
     need(file.is_file(), f"expected a file, got {file}", CheckpointError)
-    share_cores()
+    device = pick_device("auto")
+    set_threads(device)
     data, known = _images(arguments)
     stats = (arguments.mean, arguments.std)
-    model, data = _read(file, spec, stats, data.to(pick_device("auto")), known)
+    model, data = _read(file, spec, stats, data.to(device), known)
     c_acc = _accuracy(model, data, known, arguments.expect_c_acc, file)
     rng = derive(arguments.seed, "scan")
     tune, held = scan.split(data, rng)

@@ -26,6 +26,7 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     _study_arguments(study)
     study.add_argument("--engine", choices=("local", "ray"), default="local", help="where to run")
     study.add_argument("--gpu-share", type=float, default=1.0, help="GPU share of a stage (ray)")
+    workers(study)
     study.add_argument("--no-notebooks", action="store_true", help="compute the stages only")
     study.add_argument("--dry-run", action="store_true", help="list the stages and what is cached")
     run = command("run", _run, "execute one notebook with a study's settings")
@@ -40,6 +41,12 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     report.add_argument("--cells", metavar="CSV", help=text)
     text = "a further study, for the claims that span several data sets, models or rates"
     report.add_argument("--also", action="append", default=[], metavar="FILE", help=text)
+
+
+def workers(command: argparse.ArgumentParser) -> None:
+    """Let the processes that share the stages be counted."""
+    text = "processes that share the stages; default: one a core of a CPU, one of a GPU"
+    command.add_argument("--workers", type=int, metavar="N", help=text)
 
 
 def _study_arguments(command: argparse.ArgumentParser) -> None:
@@ -138,10 +145,11 @@ def _study(arguments: argparse.Namespace) -> int:
         return _dry_run(plan, Lab(store))
     if arguments.no_notebooks:
         sections = []
-    return compute(plan, store, sections, arguments.engine, arguments.gpu_share)
+    where = {"backend": arguments.engine, "gpu_share": arguments.gpu_share}
+    return compute(plan, store, sections, **where, workers=arguments.workers)
 
 
-def compute(plan: "Plan", store: "Store", sections: list[Path], *where: Any) -> int:
+def compute(plan: "Plan", store: "Store", sections: list[Path], **where: Any) -> int:
     """Compute a study, print its table, execute its notebooks, write its report."""
     from ppr_core.lab import engine, notebooks
     from ppr_core.lab.desk import Lab
@@ -149,7 +157,7 @@ def compute(plan: "Plan", store: "Store", sections: list[Path], *where: Any) -> 
 
     print(f"study {plan.study.name}: {len(plan.stages())} stages on {plan.device}", flush=True)
     lab = Lab(store)
-    failures = engine.run(plan, lab, *where)
+    failures = engine.run(plan, lab, **where)
     comparison.log_cells(plan, store)
     print("\n" + reddened(results.text_table(results.cells(plan, store))) + "\n", flush=True)
     clock = time.time()

@@ -22,7 +22,7 @@ from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import Store
 from ppr_core.lab.study import Study
 from ppr_core.reporting import comparison
-from ppr_core.runtime import Record, share_cores
+from ppr_core.runtime import Record, set_threads
 
 PATIENCE_S = 10.0  # from the request to stop to the end of the process by force
 
@@ -111,10 +111,10 @@ def stages_of(plan: Plan, cell: Cell) -> list[Stage]:
 def main() -> int:
     """Compute the cell that standard input names; print a line of JSON an epoch."""
     task = json.load(sys.stdin)
-    share_cores(2)  # the other half is for who moves the sliders
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a kernel's children ignore SIGINT
     try:
         plan = Plan(Study(**task["study"]))
+        set_threads(plan.device)
         lab = Lab(Store(Path(task["folder"])))
         attack, defense, seed, variant = task["cell"]
         cell = Cell(attack, defense, seed, variant and Variant(*variant))

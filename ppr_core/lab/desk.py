@@ -49,9 +49,10 @@ class Lab(Reader):
         for parent in stage.parents:
             self.result(parent)
         with self.store.owned(stage.key):  # of two that want it, one computes it
-            return self.store.find(stage.key) or self._computed(stage)
+            return self.store.find(stage.key) or self.computed(stage)
 
-    def _computed(self, stage: Stage) -> Run:
+    def computed(self, stage: Stage) -> Run:
+        """Compute a stage that this process owns and whose parents are there; return its run."""
         setting = stage.setting
         run_id = self.store.start(
             setting.study.name,

@@ -14,24 +14,23 @@ from tqdm import tqdm
 from ppr_core.attacks import Attack
 from ppr_core.config import Settings
 from ppr_core.defenses import Defense
-from ppr_core.errors import ConfigError, DataError, need
-from ppr_core.lab import places
+from ppr_core.errors import ConfigError, need
+from ppr_core.lab import places, turns
 from ppr_core.lab.checks import check
 from ppr_core.lab.desk import Lab
 from ppr_core.lab.graph import Stage, with_parents
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import Store
+from ppr_core.lab.turns import Failures
 from ppr_core.reactivation.retuning import Retuning
-from ppr_core.runtime import Record, share_cores
+from ppr_core.runtime import Record, set_threads
 from ppr_core.training.fit import Schedule
 
 Backend = Literal["local", "ray"]
-Failures = dict[str, str]
 
 TRIES = 3  # of starting Ray
 
-# What a method may meet on one model without the rest of the grid being at fault.
-FAILURES = (ConfigError, DataError, RuntimeError)
+WORTH = 60.0  # thousands of images: what a study must train on before a further process pays
 
 
 def run(
@@ -40,6 +39,7 @@ def run(
     backend: Backend = "local",
     gpu_share: float = 1.0,
     wanted: Sequence[Stage] | None = None,
+    workers: int | None = None,
 ) -> Failures:
     """Compute every stage of a study that the store does not hold.
 
@@ -53,19 +53,27 @@ def run(
         backend: "local" is this process; "ray" starts Ray or joins RAY_ADDRESS.
         gpu_share: share of a GPU that one stage takes under Ray; 0.25 packs four on a card.
         wanted: stages to compute with what they read, in place of all.
+        workers: processes that share the stages under "local", this one among them; at None one
+            a core of a CPU, as far as memory goes, and one of a GPU.
 
     Returns:
         Stage name -> reason, for what failed or was left out.
 
     Raises:
-        ConfigError: a share that cannot be had, or one without Ray.
+        ConfigError: a share that cannot be had, or one without Ray; workers beside Ray's own.
     """
     need(0 < gpu_share <= 1, f"expected a GPU share above 0 and up to 1, got {gpu_share}")
     need(
         gpu_share == 1 or backend == "ray",
         f"expected Ray where stages share a GPU, got engine {backend}; add --engine ray",
     )
+    need(workers is None or workers >= 1, f"expected at least one worker, got {workers}")
+    need(
+        workers in (None, 1) or backend == "local",
+        f"expected no workers beside Ray's own, got {workers}; Ray takes all cores and GPUs",
+    )
     check(plan)
+    since = int(1000 * time.time())
     closed = lab.store.close_stale()
     if closed:
         print(f"closed {closed} run(s) of a killed start; going on from their checkpoints")
@@ -77,33 +85,21 @@ def run(
     try:
         if backend == "ray":
             return _on_ray(waiting, bar, gpu_share)
-        share_cores()
+        threads = set_threads(plan.device)
+        if workers is None:
+            enough = plan.device.type == "cpu" and bar.total > WORTH
+            workers = min(turns.most(threads), len(waiting)) if enough else 1
         lab.report = bar.epoch
-        return _here(waiting, lab, bar)
+
+        def end(stage: Stage, reason: str | None, here: bool) -> None:
+            run = None if here or reason else lab.store.find(stage.key)
+            bar.end(stage, reason, run.data.metrics["seconds"] if run else None)
+
+        with turns.Workers(plan, lab.store, waiting, since, workers - 1):
+            return turns.compute(waiting, lab, since, bar.begin, end)
     finally:
         lab.report = None
         bar.close()
-
-
-def _here(stages: list[Stage], lab: Lab, bar: "_Bar") -> Failures:
-    failures: Failures = {}
-    for stage in stages:
-        reason = _blocked(stage, failures)
-        if reason is None:
-            bar.begin(stage)
-            try:
-                lab.result(stage)
-            except FAILURES as error:  # kept as a FAILED run
-                reason = f"{type(error).__name__}: {error}"
-        if reason is not None:
-            failures[stage.name] = reason
-        bar.end(stage, reason)
-    return failures
-
-
-def _blocked(stage: Stage, failures: Failures) -> str | None:
-    missing = [parent.name for parent in stage.parents if parent.name in failures]
-    return f"needs {', '.join(missing)}, which failed" if missing else None
 
 
 def _on_ray(stages: list[Stage], bar: "_Bar", gpu_share: float) -> Failures:
@@ -173,7 +169,7 @@ def _outcome(done: Any, stage: Stage, failures: Failures) -> str | None:
     # Killed at every attempt, most often for memory. What waits for the stage gets its error.
     except (NodeDiedError, OutOfMemoryError, WorkerCrashedError) as error:
         text = str(error).strip().partition("\n")[0]
-        return _blocked(stage, failures) or f"worker died: {type(error).__name__}: {text}"
+        return turns.blocked(stage, failures) or f"worker died: {type(error).__name__}: {text}"
 
 
 def _remote(stage: Stage, *before: str | None) -> str | None:
@@ -181,10 +177,10 @@ def _remote(stage: Stage, *before: str | None) -> str | None:
     failed = [reason for reason in before if reason is not None]
     if failed:
         return f"needs a stage that failed ({failed[0]})"
-    share_cores(os.cpu_count() or 1)
+    torch.set_num_threads(1)  # a process a core
     try:
         _lab().result(stage)
-    except FAILURES as error:
+    except turns.FAILURES as error:
         return f"{type(error).__name__}: {error}"
     finally:
         # What this stage no longer needs, its neighbours may have. After an error of the device
@@ -252,10 +248,12 @@ class _Bar:
             self._to(self.done + self.weights[stage.key] * len(history) / epochs)
         self.bar.set_description_str(f"{stage.name} · epoch {len(history)}/{epochs}")
 
-    def end(self, stage: Stage, reason: str | None) -> None:
-        """Say that a stage is through, and how it went."""
+    def end(self, stage: Stage, reason: str | None, seconds: float | None = None) -> None:
+        """Say that a stage is through, how it went, and what it took if not the time until now."""
         self.done += self.weights[stage.key]
-        took = f"{time.perf_counter() - self.clock:6.1f} s" if self.clock else ""
+        if seconds is None and self.clock:
+            seconds = time.perf_counter() - self.clock
+        took = f"{seconds:6.1f} s" if seconds is not None else ""
         share = f"{100 * self.done / self.total:3.0f}%"
         text = f"{share}  {stage.name:44s} {took if reason is None else 'FAILED: ' + reason}"
         self.bar.write(text, file=sys.stdout)

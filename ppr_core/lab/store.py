@@ -7,14 +7,14 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import safetensors.torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from safetensors import SafetensorError
@@ -102,6 +102,12 @@ class Store:
         """Return the finished run that holds this key's result, or None."""
         runs = self.search(query="attributes.status = 'FINISHED'", key=key)
         return runs[0] if runs else None
+
+    def failure(self, key: str, since: int) -> str | None:
+        """Return why this key's run that began at `since` (ms) or later failed, or None."""
+        query = f"attributes.status = 'FAILED' and attributes.start_time >= {since}"
+        runs = self.search(query=query, key=key)
+        return runs[0].data.tags.get("ppr.error", "its run failed") if runs else None
 
     def held(self, key: str) -> Run:
         """Return the finished run that holds this key's result; raise StoreError for none."""
@@ -303,14 +309,25 @@ class Store:
         """Return the folder for the epoch checkpoints of a stage that is being computed."""
         return self.folder / "scratch" / key
 
-    def owned(self, key: str) -> AbstractContextManager[Any]:
-        """Hold the right to compute a stage; other processes of this machine wait for it.
+    @contextmanager
+    def owned(self, key: str, *, wait: bool = True) -> Iterator[bool]:
+        """Hold the right to compute a stage; say whether it could be had.
 
         The lock ends with its process, however that ends.
+
+        Args:
+            key: of the stage.
+            wait: until another process of this machine that holds it gives it back.
         """
         path = self.folder / "scratch" / f"{key}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(path)
+        try:
+            held = FileLock(path).acquire(timeout=-1 if wait else 0)
+        except Timeout:
+            yield False
+            return
+        with held:
+            yield True
 
     def drop_scratch(self, key: str) -> None:
         """Remove a finished stage's epoch checkpoints."""

@@ -16,6 +16,7 @@ def run_study(
     *,
     backend: engine.Backend = "local",
     gpu_share: float = 1.0,
+    workers: int | None = None,
 ) -> pd.DataFrame:
     """Compute what the store does not hold of a study, log its cells, and return them.
 
@@ -24,11 +25,12 @@ def run_study(
         store: where results are looked up and kept; the default store if not given.
         backend: "local" is this process; "ray" starts Ray or joins RAY_ADDRESS.
         gpu_share: share of a GPU that one stage takes under Ray.
+        workers: processes that share the stages; if not given, one a core of a CPU, one of a GPU.
 
     Returns:
         One row a cell (attack, defense, seed); `status` says what became of it.
     """
     plan, store = Plan(study), store or Store()
-    engine.run(plan, Lab(store), backend, gpu_share)
+    engine.run(plan, Lab(store), backend, gpu_share, workers=workers)
     comparison.log_cells(plan, store)
     return results.cells(plan, store)

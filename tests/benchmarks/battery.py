@@ -12,7 +12,7 @@ from ppr_core.models import build
 from ppr_core.reactivation.battery import Battery
 from ppr_core.reactivation.beside import Control
 from ppr_core.reactivation.examination import examine
-from ppr_core.runtime import share_cores
+from ppr_core.runtime import pick_device, set_threads
 
 # params/demo.yaml: 500 images, of which ten are poisoned.
 DEMO = {"share": 0.05, "poisoned": 10, "schedule": {"batch_size": 64, "crop": 0}}
@@ -27,7 +27,7 @@ def seeded(seed=0):
 def main():
     """Print the cost of all arms, and of the grid's cells one by one; PPR_FULL=1: at demo scale."""
     full = os.environ.get("PPR_FULL") == "1"
-    share_cores()
+    set_threads(pick_device("auto"))
     battery = Battery(retuning=DEMO if full else TINY, images=IMAGES if full else 100)
     if not full:
         battery = battery.replace(counts=[1, 10], draws=2, epochs=[1, 5], relearn_epochs=[5])

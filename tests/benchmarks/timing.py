@@ -6,13 +6,14 @@ import time
 
 import torch
 
-from ppr_core.runtime import share_cores
+from ppr_core.runtime import pick_device, set_threads
 
 
 def heading(name):
     """Say what is measured, and where."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
-    print(f"\n== {name} · torch {torch.__version__} · {device} · {share_cores()} threads")
+    threads = set_threads(pick_device("auto"))
+    print(f"\n== {name} · torch {torch.__version__} · {device} · threads: {threads}")
 
 
 def in_turn(rivals, rounds=5):

@@ -14,7 +14,6 @@ from ppr_core.lab.store import Store
 from ppr_core.lab.study import Study
 from ppr_core.metrics import triggered
 from ppr_core.reporting import results
-from ppr_core.runtime import share_cores
 from tests.conftest import TINY_STUDY
 
 
@@ -24,14 +23,10 @@ def test_ray_reaches_the_numbers_of_this_process(store, store_template, tmp_path
     there = results.cells(plan, store)
     shutil.copytree(store_template, tmp_path / "here")
     local = Store(tmp_path / "here")
-    threads = share_cores(64)  # one thread, like a worker: sums in the same order
-    assert threads == 1
-    for stage in plan.stages():
-        Lab(local).result(stage)
+    assert engine.run(plan, Lab(local)) == {}  # one thread, like a worker
     here = results.cells(plan, local)
     columns = ["defense", *results.FIGURES]
     pd.testing.assert_frame_equal(there[columns], here[columns])
-    share_cores()
 
 
 def test_a_worker_says_why_its_stage_failed_whatever_the_device_says_after(store, monkeypatch):
@@ -41,7 +36,6 @@ def test_a_worker_says_why_its_stage_failed_whatever_the_device_says_after(store
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", broken)
     monkeypatch.setattr(Lab, "result", broken)
-    monkeypatch.setattr(engine, "share_cores", lambda processes: 1)
     study = Study(**{**TINY_STUDY, "device": "cpu"})
     reason = engine._remote(Plan(study).stages()[0])
     engine._lab.cache_clear()
