@@ -14,6 +14,9 @@ from ppr_core.runtime import Record, autocast
 from ppr_core.training.fit import Schedule, fit
 from ppr_core.weights import State, interpolate, recalibrate, snapshot
 
+# Source: TSC's released code, for CIFAR-10.
+CURVE = Schedule(epochs=200, lr=0.02, weight_decay=5e-4, batch_size=256, decay="cosine")
+
 
 def bezier(
     start: Mapping[str, Tensor], middle: Mapping[str, Tensor], end: Mapping[str, Tensor], t: float

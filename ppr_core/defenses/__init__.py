@@ -8,12 +8,14 @@ from ppr_core.defenses.bti_p import BtiP
 from ppr_core.defenses.bti_sam import BtiSam
 from ppr_core.defenses.clp import Clp
 from ppr_core.defenses.d3 import D3
+from ppr_core.defenses.dist_reg import DistReg
 from ppr_core.defenses.ep import ExactPurification
 from ppr_core.defenses.fine_pruning import FinePruning
 from ppr_core.defenses.finetune import FeTuning, Ft, FtInit, Lp
 from ppr_core.defenses.fst import Fst
 from ppr_core.defenses.ft_sam import FtSam
 from ppr_core.defenses.ibau import IBau
+from ppr_core.defenses.mc_reg import McReg
 from ppr_core.defenses.mesa import Mesa
 from ppr_core.defenses.nad import Nad
 from ppr_core.defenses.neural_cleanse import NeuralCleanse
@@ -22,6 +24,8 @@ from ppr_core.defenses.pam import Pam
 from ppr_core.defenses.rnp import Rnp
 from ppr_core.defenses.sau import Sau
 from ppr_core.defenses.tsbd import Tsbd
+from ppr_core.defenses.tsc import Tsc
+from ppr_core.defenses.weight_distortion import WeightDistortion
 
 DEFENSES: dict[str, type[Defense]] = {
     "ep": ExactPurification,
@@ -48,6 +52,10 @@ DEFENSES: dict[str, type[Defense]] = {
     "mesa": Mesa,
     "sau": Sau,
     "npd": Npd,
+    "tsc": Tsc,
+    "wd": WeightDistortion,
+    "dist_reg": DistReg,
+    "mc_reg": McReg,
 }
 
 __all__ = ["DEFENSES", "Defense", "Pam"]

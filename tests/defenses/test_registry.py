@@ -29,6 +29,7 @@ HONEST = {"validation", "state"}
 ORACLE = {"trigger", "score"}
 SCHEDULED = [name for name, cls in DEFENSES.items() if "schedule" in cls.model_fields]
 ANY_MODEL = {"ep", "ft", "ft_sam", "ibau", "neural_cleanse", "mesa", "sau"}  # need no parts of it
+ANY_MODEL |= {"wd", "dist_reg"}
 PICKY = set(DEFENSES) - ANY_MODEL
 SIZE = 32  # the trigger generator halves its input four times
 

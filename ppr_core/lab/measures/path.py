@@ -8,7 +8,8 @@ from ppr_core.lab.graph import CLEAN, Cell, Setting, Stage
 from ppr_core.lab.measures.base import Column, Measure
 from ppr_core.lab.reader import Reader
 from ppr_core.method import Result
-from ppr_core.weights import snapshot
+from ppr_core.models.base import Network
+from ppr_core.weights import State, snapshot
 
 ANEW = "recalibrate"
 
@@ -43,16 +44,20 @@ class Path(Measure, connectivity.Line):
         """Return the two ends."""
         return (chains.backdoored(cell), chains.purified(cell))
 
+    def way(self, model: Network, start: State, end: State, stage: Stage) -> dict[str, State]:
+        """Return the weights that the path goes by: its start, its end, and what bends it."""
+        return {"start": start, "end": end}
+
     def measure(self, lab: Reader, stage: Stage) -> Result:
-        """Return the errors along the line, and its barriers and distances."""
+        """Return the errors along the path, and its barriers and distances."""
         start, end = lab.ends(*stage.parents)
+        way: dict[str, Any] = self.way(end, snapshot(start), snapshot(end), stage)
         rows: list[dict[str, Any]] = []
         metrics: dict[str, float] = {}
         for index, batch_norm in enumerate(self.batch_norm):
             path = connectivity.path(
                 end,
-                snapshot(start),
-                snapshot(end),
+                **way,
                 test=stage.setting.images.test,
                 stamped=lab.stamped_test(stage),
                 points=self.points,
