@@ -1,5 +1,7 @@
 """Backdoor defenses, one file a paper; a new one is registered here and nowhere else."""
 
+from ppr_core.defenses.abl import Abl
+from ppr_core.defenses.ac import Ac
 from ppr_core.defenses.anp import Anp
 from ppr_core.defenses.base import Defense
 from ppr_core.defenses.bnp import Bnp
@@ -23,6 +25,7 @@ from ppr_core.defenses.npd import Npd
 from ppr_core.defenses.pam import Pam
 from ppr_core.defenses.rnp import Rnp
 from ppr_core.defenses.sau import Sau
+from ppr_core.defenses.ss import Ss
 from ppr_core.defenses.tsbd import Tsbd
 from ppr_core.defenses.tsc import Tsc
 from ppr_core.defenses.weight_distortion import WeightDistortion
@@ -56,6 +59,9 @@ DEFENSES: dict[str, type[Defense]] = {
     "wd": WeightDistortion,
     "dist_reg": DistReg,
     "mc_reg": McReg,
+    "ac": Ac,
+    "ss": Ss,
+    "abl": Abl,
 }
 
 __all__ = ["DEFENSES", "Defense", "Pam"]

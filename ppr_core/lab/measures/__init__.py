@@ -8,6 +8,7 @@ from ppr_core.lab.measures.clean_retuning import CleanRetuning
 from ppr_core.lab.measures.connection import Connection
 from ppr_core.lab.measures.controls import Controls
 from ppr_core.lab.measures.curve import Curve
+from ppr_core.lab.measures.flagged import Flagged
 from ppr_core.lab.measures.path import Path
 from ppr_core.lab.measures.query import Query
 from ppr_core.lab.measures.query_alone import QueryAlone
@@ -33,6 +34,7 @@ MEASURES: dict[str, type[Measure]] = {
     "connection": Connection,
     "aligned_path": AlignedPath,
     "curve": Curve,
+    "flagged": Flagged,
     "clean_model": CleanModel,
     "battery": Battery,
 }

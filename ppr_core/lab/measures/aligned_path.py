@@ -20,6 +20,7 @@ class AlignedPath(Path):
 
     source: ClassVar[str] = "Ainsworth et al. 2023, arXiv:2209.04836, sec. 3.2"
     like: ClassVar[str] = "path"
+    across: ClassVar[bool] = True
     about: ClassVar[dict[str, str]] = {"start": "backdoored, aligned"}
     columns: ClassVar[tuple[Column, ...]] = (
         Column("aligned_barrier", "backdoor_barrier", "aligned barrier", "points", "higher"),

@@ -21,6 +21,7 @@ class Curve(Path):
 
     source: ClassVar[str] = "Garipov et al. 2018, arXiv:1802.10026; Zhao et al. 2020, 2005.00060"
     like: ClassVar[str] = "path"
+    across: ClassVar[bool] = True
     fixed: ClassVar[dict[str, Any]] = {"batch_norm": [ANEW]}
     of_variants: ClassVar[bool] = False
     about: ClassVar[dict[str, str]] = {"start": "backdoored, curve"}
