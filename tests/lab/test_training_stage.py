@@ -40,7 +40,11 @@ def studied(store_template, tmp_path_factory):
         patch.setenv("PPR_DATA", str(folder.parent / "data"))
         patch.setattr(Ss, "run", spy)
         plan, store = Plan(Study(**STUDY)), Store(folder)
-        assert engine.run(plan, Lab(store)) == {}
+        wanted = [plan.last(Cell("badnet", name, 0)) for name in ("none", "ft", "ss")]
+        for name in ("ft", "ss"):
+            wanted += plan.measured(Cell("badnet", name, 0)).values()
+        wanted += [plan.purified(Cell(attack, "ss", 0)) for attack in ("wanet", "none")]
+        assert engine.run(plan, Lab(store), wanted=wanted) == {}
     return plan, Lab(store), seen
 
 

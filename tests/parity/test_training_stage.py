@@ -104,14 +104,14 @@ def test_ac_leaves_small_classes_and_features_without_spread_alone():
 
 @pytest.mark.parametrize("centred", [True, False])
 def test_ss(centred):
-    """Tran et al. 2018, alg. 1; further-methods.md A2: (v . (x - mean))^2; BackdoorBench's |v . x|."""
+    """Tran et al. 2018, alg. 1: (v . (x - mean))^2; BackdoorBench: |v . x|; A2."""
     drawn, labels, _ = features()
     method, expected = Ss(centred=centred), []
     for label in range(3):
         own = np.flatnonzero(labels.numpy() == label)
         rows = drawn[own].numpy()
         rows = rows - rows.mean(0) if centred else rows
-        values, vectors = np.linalg.eigh(rows.T @ rows)
+        _, vectors = np.linalg.eigh(rows.T @ rows)
         along = rows @ vectors[:, -1]
         score = along**2 if centred else np.abs(along)
         np.testing.assert_allclose(method.score(drawn[own]), score, rtol=1e-8)
@@ -149,7 +149,7 @@ class Nesterov:
 @pytest.mark.parametrize("way", ["flooding", "ascent"])
 @pytest.mark.parametrize("level", [0.01, 50.0])
 def test_the_isolation_of_abl(model, data, way, level):
-    """Li et al. 2021, eq. 3, and its flooding; further-methods.md A3: two steps, above and below."""
+    """Li et al. 2021, eq. 3, and flooding; further-methods.md A3: steps above and below."""
     method = Abl(way=way, level=level, isolation={**WHOLE, "epochs": 2})
     method = method.replace(tuning=OFF, settling=OFF, unlearning=OFF)
     got = method(model, data, rng=rng(), build=lambda seed: model).model
