@@ -48,7 +48,7 @@ class Abl(TrainingDefense):
     ) -> Outcome:
         """Isolate, tune, unlearn."""
         renew(model, build, rng)
-        held = {"loss": self.held(model), "capturable": True}
+        held = {"loss": holding(model, self.level, self.way), "capturable": True}
         history = self.train(model, data, self.isolation, rng, "isolate", **held)
         count = max(2, int(self.share * len(data)))  # batch norm has no variance of one image
         lowest = losses(model, data).argsort()[:count].cpu()
@@ -65,17 +65,6 @@ class Abl(TrainingDefense):
         records = [{**record, "epoch": done} for done, record in enumerate(history, 1)]
         flagged = lowest.sort().values
         return Outcome(model, records, {"flagged": len(flagged)}, {"flagged": flagged})
-
-    def held(self, model: nn.Module) -> Loss:
-        """Return the loss of isolation: of a batch's mean, so that what is easy goes below it."""
-
-        def loss(images: Tensor, labels: Tensor) -> Tensor:
-            value = F.cross_entropy(model(images), labels)
-            if self.way == "flooding":
-                return (value - self.level).abs() + self.level
-            return torch.sign(value.detach() - self.level) * value
-
-        return loss
 
     def optimizer(self, model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
         """Return SGD with Nesterov's momentum."""
@@ -102,3 +91,18 @@ class Abl(TrainingDefense):
 def losses(model: nn.Module, data: ImageSet) -> Tensor:
     """Return the cross-entropy of every image as it is, in eval mode."""
     return F.cross_entropy(logits(model, data.images), data.labels, reduction="none")
+
+
+def holding(model: nn.Module, level: float, way: str = "flooding") -> Loss:
+    """Return a loss that keeps a batch's mean cross-entropy at a level: what is easy goes below.
+
+    Source: Li et al. 2021, eq. 3 ("ascent"); Ishida et al. 2020, arXiv:2002.08709 ("flooding").
+    """
+
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        value = F.cross_entropy(model(images), labels)
+        if way == "flooding":
+            return (value - level).abs() + level
+        return torch.sign(value.detach() - level) * value
+
+    return loss

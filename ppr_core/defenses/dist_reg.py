@@ -29,7 +29,7 @@ class DistReg(Defense):
     costs more accuracy than allowed on held-out images, where there are any.
     """
 
-    source: ClassVar[str] = "From Dormant to Deleted 2025, arXiv:2505.22310, and its released code"
+    source: ClassVar[str] = "Siddiqui et al. 2025, arXiv:2505.22310, and its released code"
 
     alpha: float = Field(1.0, ge=0, description="weight of the distance")
     c_acc_drop: float = Field(

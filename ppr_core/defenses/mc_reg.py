@@ -25,7 +25,7 @@ class McReg(Unlearning):
     makes them, and they enter by the barrier alone, as there.
     """
 
-    source: ClassVar[str] = "From Dormant to Deleted 2025, arXiv:2505.22310, and its released code"
+    source: ClassVar[str] = "Siddiqui et al. 2025, arXiv:2505.22310, and its released code"
 
     alpha: float = Field(1e-3, ge=0, description="weight of the barrier")
     gamma: float = Field(50.0, ge=0, description="cross-entropy from which a barrier is enough")

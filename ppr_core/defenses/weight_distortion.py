@@ -22,7 +22,7 @@ class WeightDistortion(Defense):
     set; here the clean reserve stands for what is retained, and is tuned on for as many steps.
     """
 
-    source: ClassVar[str] = "From Dormant to Deleted 2025, arXiv:2505.22310, and its released code"
+    source: ClassVar[str] = "Siddiqui et al. 2025, arXiv:2505.22310, and its released code"
 
     spread: float = Field(0.02, ge=0, description="standard deviation of the noise")
     schedule: Schedule = Field(UNLEARNING, description="tuning after the noise")
