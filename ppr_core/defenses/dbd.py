@@ -1,6 +1,6 @@
 """DBD: features without labels, then labels for the images that these features make easy."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -97,7 +97,6 @@ class Dbd(TrainingDefense):
             self.warm_up,
             rng=fork(rng, "head"),
             loss=loss,
-            capturable=True,
             parameters=model.linear.parameters(),
             resume="head",
         )
@@ -122,7 +121,7 @@ class Dbd(TrainingDefense):
     ) -> list[Record]:
         """Run one round of MixMatch."""
         epochs = self.warm_up.epochs + number - 1
-        how = {"classes": data.num_classes, "sharpening": self.sharpening}
+        how: dict[str, Any] = {"classes": data.num_classes, "sharpening": self.sharpening}
         weight = self.guessed_weight * min(1.0, epochs / self.ramp)
         crop, flip = self.mixing.crop, self.mixing.flip
         others = Unlabelled(data.subset(~given), crop=crop, flip=flip, draw=drawn_anew(rng))

@@ -31,7 +31,7 @@ class Nab(TrainingDefense):
     of another training, so that the last one's stays, where here it follows its schedule.
     """
 
-    source: ClassVar[str] = "Liu et al. 2023, arXiv:2307.15539, sec. 3; and BackdoorBench"
+    source: ClassVar[str] = "Liu et al. 2023, arXiv:2307.15539; and BackdoorBench"
     needs: ClassVar[tuple[str, ...]] = ("linear",)
 
     features: Schedule = Field(FEATURES, description="of the features, without labels")

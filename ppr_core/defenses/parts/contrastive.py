@@ -162,4 +162,4 @@ def blurred(images: Tensor, spread: Tensor) -> Tensor:
     flat = F.pad(images, (reach,) * 4, mode="reflect").flatten(0, 1)[None]
     flat = F.conv2d(flat, weights[:, None, None], groups=len(weights))
     flat = F.conv2d(flat, weights[:, None, :, None], groups=len(weights))
-    return flat.view_as(images)
+    return flat.reshape(images.shape)

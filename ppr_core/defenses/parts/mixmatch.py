@@ -41,7 +41,7 @@ def mix_loss(
         weight: of the squared error.
     """
     with torch.no_grad():
-        said = sum(model(view).float().softmax(1) for view in views) / 2
+        said = torch.stack([model(view).float().softmax(1) for view in views]).mean(0)
         guessed = said ** (1 / sharpening)
         guessed = guessed / guessed.sum(1, keepdim=True)
     count = len(images)
