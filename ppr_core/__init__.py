@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test holds these to the ta
     from ppr_core.data.splits import reserve as reserve
     from ppr_core.defenses import DEFENSES as DEFENSES
     from ppr_core.defenses import Defense as Defense
+    from ppr_core.defenses import TrainingDefense as TrainingDefense
     from ppr_core.lab.measures import MEASURES as MEASURES
     from ppr_core.lab.measures.base import Measure as Measure
     from ppr_core.lab.store import Store as Store
@@ -44,7 +45,7 @@ _NAMES = {
     "data.base": "Dataset",
     "data.images": "ImageSet",
     "data.splits": "reserve",
-    "defenses": "DEFENSES Defense",
+    "defenses": "DEFENSES Defense TrainingDefense",
     "lab.measures": "MEASURES",
     "lab.measures.base": "Measure",
     "lab.store": "Store",

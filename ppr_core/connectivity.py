@@ -11,19 +11,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from ppr_core.config import Field, Settings
+from ppr_core.curves import bezier, recalibrated
 from ppr_core.data.images import ImageSet, to_float
 from ppr_core.errors import DataError, need
 from ppr_core.metrics import EVAL_BATCH, eval_batch, evaluating, hit_rate
-from ppr_core.models.base import clone
 from ppr_core.runtime import Record, autocast, in_bf16
-from ppr_core.weights import (
-    State,
-    check_same_shapes,
-    distance,
-    interpolate,
-    recalibrate,
-    snapshot,
-)
+from ppr_core.weights import State, check_same_shapes, distance, interpolate
 
 BatchNorm = Literal["interpolate", "recalibrate", "endpoint"]
 
@@ -128,8 +121,9 @@ def path(
     batch_norm: BatchNorm = "interpolate",
     tune: ImageSet | None = None,
     together: int | None = None,
+    middle: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Evaluate the models on the straight line between two sets of weights.
+    """Evaluate the models on the path between two sets of weights, a straight line or a curve.
 
     Both end points are evaluated exactly as `metrics.evaluate` does. The points between are, on
     CUDA, evaluated in one vectorised pass, or in as many as the memory asks for; on a CPU one by
@@ -148,6 +142,7 @@ def path(
             point, the ends included; or those of the end (the start keeps its own).
         tune: clean images to recalibrate on.
         together: points in one pass.
+        middle: weights that bend the path towards them (`curves.bezier`); none: a line.
 
     Raises:
         CheckpointError: the two sets do not fit the model.
@@ -159,12 +154,14 @@ def path(
     start, end = ({n: t.to(test.device) for n, t in state.items()} for state in (start, end))
     for state in (start, end):
         check_same_shapes(state, model.state_dict())
+    how: dict[str, Any] = {"batch_norm": batch_norm, "tune": tune}
+    how["middle"] = middle and {n: t.to(test.device) for n, t in middle.items()}
     positions = [index / (points - 1) for index in range(points)]
     size = together or _together(points, test.device)
     inner = [positions[i : min(i + size, points - 1)] for i in range(1, points - 1, size)]
     errors = []
     for group in ([0.0], *inner, [1.0]):
-        states = [point(model, start, end, t, batch_norm=batch_norm, tune=tune) for t in group]
+        states = [point(model, start, end, t, **how) for t in group]
         errors.append(_errors(model, states, (stamped, test)))
     backdoor, clean = torch.cat(errors, 1).tolist()
     names = [name for name, _ in model.named_parameters()]
@@ -185,8 +182,9 @@ def point(
     *,
     batch_norm: BatchNorm = "interpolate",
     tune: ImageSet | None = None,
+    middle: Mapping[str, Tensor] | None = None,
 ) -> State:
-    """Return the weights at one position of the line, batch-norm statistics included.
+    """Return the weights at one position of the path, batch-norm statistics included.
 
     Args:
         model: of the architecture; left as it is.
@@ -195,26 +193,18 @@ def point(
         t: position, from 0 to 1.
         batch_norm: as in `path`.
         tune: clean images to recalibrate on.
+        middle: as in `path`.
 
     Raises:
         CheckpointError: the two sets differ in names or shapes.
         ConfigError: no images to recalibrate on.
     """
-    state = interpolate(start, end, t)
+    state = bezier(start, middle, end, t) if middle else interpolate(start, end, t)
     if batch_norm == "endpoint" and t > 0:
         return {n: end[n].clone() if n.endswith(STATISTICS) else v for n, v in state.items()}
     if batch_norm == "recalibrate":
         clean = need(tune, "expected clean images to recalibrate on, got none")
-        moved = clone(model)
-        moved.load_state_dict(state)
-
-        def forward() -> None:
-            with autocast(clean.device):
-                for part in clean.images.split(EVAL_BATCH):
-                    moved(to_float(part))
-
-        recalibrate(moved, forward)
-        return snapshot(moved)
+        return recalibrated(model, state, clean)
     return state
 
 

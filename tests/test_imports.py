@@ -19,6 +19,8 @@ CORE = [
     "training",
     "metrics",
     "weights",
+    "alignment",
+    "curves",
     "behaviour",
     "method",
     "attacks",

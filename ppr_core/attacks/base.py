@@ -15,14 +15,9 @@ from ppr_core.data.images import ImageSet
 from ppr_core.errors import DataError, need
 from ppr_core.method import Method, Outcome, fork
 from ppr_core.runtime import seed_of
-from ppr_core.training.fit import Schedule, fit
+from ppr_core.training.fit import VICTIM, Schedule, fit
 
 State = Mapping[str, Tensor]
-
-# Source: the authors' code for CIFAR-10 (specified as the recipe of every victim model).
-VICTIM = Schedule(
-    epochs=100, batch_size=128, lr=0.1, weight_decay=5e-4, decay="cosine", drop_last=True
-)
 
 
 @dataclass(frozen=True)

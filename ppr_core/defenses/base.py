@@ -1,10 +1,15 @@
 """What every defense shares: its signature, which is its threat model."""
 
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
 import torch
 from torch import Tensor, nn
 
 from ppr_core.data.images import ImageSet
 from ppr_core.method import Method
+
+Build = Callable[[int], nn.Module]  # seed -> an untrained network of the model's architecture
 
 
 class Defense(Method):
@@ -26,6 +31,8 @@ class Defense(Method):
       choose by test metrics without it raises ConfigError.
     """
 
+    sees: ClassVar[Literal["reserve", "training"]] = "reserve"  # the images that it is handed
+
     def prepare(
         self, model: nn.Module, data: ImageSet, *, rng: torch.Generator
     ) -> dict[str, Tensor]:
@@ -42,3 +49,19 @@ class Defense(Method):
         The weights of a purified model fit a model so extended; a path to it starts from one.
         """
         return model
+
+
+class TrainingDefense(Defense):
+    """Train a network anew on images that may be poisoned, without any that are known to be clean.
+
+    `defense(model, training, rng=rng, build=build)` returns an Outcome. It is handed the backdoored
+    model, and the training set that this was trained on with the labels as given: nothing tells
+    which of them are the attacker's. Its own `run` names `build` where it trains from the start.
+
+    The network that it returns lies in a basin of its own: a straight path from the backdoored
+    model says nothing of it. The indices of the images that it took for poisoned are the tensor
+    "flagged" of its Outcome: int64, sorted.
+    """
+
+    sees: ClassVar[Literal["reserve", "training"]] = "training"
+    privileges: ClassVar[str] = "the poisoned training set, labels as given; no clean images"

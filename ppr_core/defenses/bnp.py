@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from ppr_core.config import Field
 from ppr_core.data.images import ImageSet, to_float
-from ppr_core.defenses.parts.hooks import watching
 from ppr_core.defenses.parts.outliers import OutlierPruning
 from ppr_core.metrics import evaluating
 from ppr_core.models.base import comparable
+from ppr_core.models.hooks import watching
 
 
 class Bnp(OutlierPruning):

@@ -11,13 +11,13 @@ from ppr_core.config import Field
 from ppr_core.data.images import ImageSet, to_float
 from ppr_core.defenses.base import Defense
 from ppr_core.defenses.finetune import BENCH
-from ppr_core.defenses.parts.hooks import watching
 from ppr_core.defenses.parts.masks import Judge
 from ppr_core.defenses.parts.selection import need_validation
 from ppr_core.errors import need
 from ppr_core.method import Outcome, fork
 from ppr_core.metrics import EVAL_BATCH, clean_accuracy, evaluating
 from ppr_core.models.base import Classifier, convolutions
+from ppr_core.models.hooks import watching
 from ppr_core.runtime import autocast
 from ppr_core.training.fit import Schedule, fit
 from ppr_core.weights import snapshot

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from ppr_core.config import Field
 from ppr_core.data.images import ImageSet
 from ppr_core.defenses.base import Defense
-from ppr_core.defenses.parts.hooks import watching
 from ppr_core.errors import need
 from ppr_core.method import Outcome, fork
 from ppr_core.models.base import clone
+from ppr_core.models.hooks import watching
 from ppr_core.training.fit import Schedule, fit
 
 TUNING = Schedule(epochs=10, lr=0.01, weight_decay=5e-4, batch_size=256)

@@ -64,6 +64,11 @@ class Chains:
         defense = self.defense(cell)
         return defense is not None and defense.oracle
 
+    def anew(self, cell: Cell) -> bool:
+        """Say whether a cell's model was trained anew, and so lies in a basin of its own."""
+        defense = self.defense(cell)
+        return defense is not None and defense.sees == "training"
+
     def clean_model(self, seed: int) -> Stage:
         """Return the stage of the never-poisoned model."""
         return self.once(CLEAN, Cell(NO_ATTACK, NO_DEFENSE, seed), self._clean)
@@ -117,7 +122,8 @@ class Chains:
         parents = (self.clean_model(cell.seed) if nobody else self.backdoored(cell),)
         if made := self._made_elsewhere("purified", cell, None, *parents):
             return made
-        defense, held = self.defenses[cell.defense, cell.variant], self.setting.shares
+        defense = self.defenses[cell.defense, cell.variant]
+        held = {} if self.anew(cell) else self.setting.shares
         if defense.preparation() is not None:
             parents += (Stage("inverted", cell, defense, self.setting, held, parents),)
         return Stage("purified", cell, defense, self.setting, held, parents)

@@ -191,13 +191,16 @@ def _purified(lab: Lab, stage: Stage) -> Result:
     if inverted := stage.parent("inverted"):
         tensors = lab.result(inverted).tensors
         offered["state"] = {name: t.to(setting.place) for name, t in tensors.items()}
+    anew = defense.sees == "training"
+    if anew:  # it has no clean images, and starts from an untrained network
+        offered = {"build": setting.build}
     if defense.oracle and stamped is not None:
         offered["trigger"] = lab.trigger(stage)
         offered["score"] = lambda model: evaluate(model, test, stamped)
     named = inspect.signature(defense.run).parameters
     outcome = defense(
         lab.model(victim),
-        held.tune,
+        lab.training_set(stage) if anew else held.tune,
         rng=derive(stage.cell.seed, "defense", type(defense).__name__),
         **{name: value for name, value in offered.items() if name in named},
     )

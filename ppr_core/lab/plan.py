@@ -214,9 +214,18 @@ def _defenses(study: Study) -> dict[tuple[str, Variant | None], Defense]:
             variant = None if rho == own else Variant("rho", rho)
             settings["pam", variant] = {**base, "rho": rho}
     return {
-        (label, variant): _method(DEFENSES, label, values, "defense")
+        (label, variant): _defense(study, label, values)
         for (label, variant), values in settings.items()
     }
+
+
+def _defense(study: Study, label: str, values: Mapping[str, Any]) -> Defense:
+    """Build a defense; one that trains anew does so by the recipe of the study's victims."""
+    defense = _method(DEFENSES, label, values, "defense")
+    if "training" not in type(defense).model_fields:
+        return defense
+    training = {**study.training, **(values or {}).get("training", {})}
+    return _method(DEFENSES, label, {**(values or {}), "training": training}, "defense")
 
 
 def _made(study: Study) -> Made:

@@ -84,6 +84,17 @@ class Reader:
             self._stamped[victim.key] = stamped
         return stamped
 
+    def training_set(self, stage: Stage) -> ImageSet:
+        """Return the training images that a stage's models come from, with their given labels.
+
+        They are the victim's, as its attack left them, or the clean ones where there is no victim.
+        """
+        victim, train = stage.origin("backdoored"), stage.setting.images.train
+        if victim is None:
+            return train
+        trigger = self.trigger(stage)
+        return trigger.attack.poison(train, seed=victim.cell.seed, state=trigger.state).data
+
     def poisons(self, stage: Stage, *, any_class: bool = False) -> ImageSet:
         """Return the attacker's stamped training images, labelled with the target.
 

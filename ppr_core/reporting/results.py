@@ -9,6 +9,7 @@ from pandas.api.types import is_numeric_dtype
 from ppr_core.defenses import Pam
 from ppr_core.lab.graph import CLEAN, NO_DEFENSE, Cell, Stage
 from ppr_core.lab.measures import MEASURES, Column, Measure
+from ppr_core.lab.measures.path import Path
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import Store
 from ppr_core.reporting import checks
@@ -21,9 +22,17 @@ COLOURS = (
 )
 ABOUT = [
     *("dataset", "model", "poison_rate", "attack", "defense", "seed", "rho", "ra_poisons"),
-    *("oracle", "privileges", "seconds", "status", "checks", "warnings"),
+    *("oracle", "privileges", "anew", "seconds", "status", "checks", "warnings"),
 ]
 MEASURED = {column.name: column for cls in MEASURES.values() for column in cls.columns}
+# Of paths within a basin: they say nothing of a model that was trained anew.
+WITHIN = {
+    column.name
+    for cls in MEASURES.values()
+    if issubclass(cls, Path) and not cls.across
+    for column in cls.columns
+}
+APART = "not in this basin"
 FIGURES = [column.name for column in MEASURES["retuning"].columns]
 
 PURIFIED_BELOW = 15.0  # O-ASR (%) up to which a model counts as purified
@@ -73,6 +82,7 @@ def _row(plan: Plan, store: Store, cell: Cell) -> dict[str, Any]:
         "ra_poisons": plan.retuning(cell.attack).poisoned if attack else None,
         "oracle": plan.oracle(cell),
         "privileges": method.privileges if method else "",
+        "anew": plan.anew(cell),
     }
     source, last = plan.source(cell), plan.last(cell)
     run = store.find(last.key)
@@ -131,6 +141,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     table["change"] = table["p_asr"] - table["o_asr"]
     table["seeds"] = grouped["seed"].nunique()
     table["failed"] = grouped["failed"].sum()
+    table["anew"] = grouped["anew"].any() if "anew" in rows else False
     table["checks"] = grouped["checks"].agg(lambda said: next(filter(None, said), ""))
     table = table.reset_index()
     table.attrs["columns"] = columns_of(rows)
@@ -275,7 +286,7 @@ def further_heads(table: pd.DataFrame) -> dict[str, str]:
 def cell_text(row: pd.Series, name: str) -> str:
     """Return one figure of a summary row: mean, and spread where there are several seeds."""
     if pd.isna(row[name]):
-        return "-"
+        return APART if row.get("anew") and name in WITHIN else "-"
     spread = row[f"{name}_std"]
     return f"{row[name]:.1f}" + (f" ± {spread:.1f}" if pd.notna(spread) else "")
 

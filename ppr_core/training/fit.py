@@ -68,6 +68,12 @@ class Schedule(Settings):
         return self.lr * 0.5 * (1 + math.cos(math.pi * done / (self.half_wave or total)))
 
 
+# Source: the authors' code for CIFAR-10 (specified as the recipe of every victim model).
+VICTIM = Schedule(
+    epochs=100, batch_size=128, lr=0.1, weight_decay=5e-4, decay="cosine", drop_last=True
+)
+
+
 def make_optimizer(parameters: Iterable[Tensor], schedule: Schedule) -> torch.optim.Optimizer:
     """Build the schedule's optimizer; fused, and with its rate on the device, on CUDA."""
     parameters = [p for p in parameters if p.requires_grad]

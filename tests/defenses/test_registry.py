@@ -2,6 +2,7 @@
 
 import ast
 import builtins
+import copy
 import inspect
 import io
 from contextlib import nullcontext, suppress
@@ -16,6 +17,7 @@ from ppr_core import defenses as package
 from ppr_core.attacks import ATTACKS, Trigger
 from ppr_core.config import Settings
 from ppr_core.defenses import DEFENSES, Defense
+from ppr_core.defenses.base import TrainingDefense
 from ppr_core.errors import ConfigError, DataError
 from ppr_core.method import Method
 from ppr_core.metrics import clean_accuracy
@@ -26,9 +28,11 @@ from ppr_core.training import capture, checkpoint
 from tests.conftest import shrink, tiny_model, tiny_set
 
 HONEST = {"validation", "state"}
+ANEW = {"build"}  # a defense that trains anew has no clean images
 ORACLE = {"trigger", "score"}
 SCHEDULED = [name for name, cls in DEFENSES.items() if "schedule" in cls.model_fields]
 ANY_MODEL = {"ep", "ft", "ft_sam", "ibau", "neural_cleanse", "mesa", "sau"}  # need no parts of it
+ANY_MODEL |= {"wd", "dist_reg", "abl"}
 PICKY = set(DEFENSES) - ANY_MODEL
 SIZE = 32  # the trigger generator halves its input four times
 
@@ -39,6 +43,17 @@ def asked(cls):
     return set(parameters) - {"self", "model", "data", "rng"}
 
 
+def rebuilt(model, seed):
+    """A network of a model's architecture with weights of its own."""
+    fresh = copy.deepcopy(model)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        for module in fresh.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+    return fresh
+
+
 def call(cls, model, data, seed=0, given=None, extra=None, **settings):
     """Run a shrunken defense with whatever it asks for."""
     method = shrink(cls()).replace(**settings)
@@ -47,6 +62,7 @@ def call(cls, model, data, seed=0, given=None, extra=None, **settings):
         "validation": held,
         "trigger": Trigger(ATTACKS["badnet"](), {}),
         "score": lambda model: {"c_acc": clean_accuracy(model, held), "asr": 50.0},
+        "build": lambda seed: rebuilt(model, seed),
         **(given or {}),
     }
     if method.preparation() is not None and "state" not in named:
@@ -268,7 +284,8 @@ def test_an_unknown_setting_is_refused(name):
 def test_the_signature_is_the_threat_model(name):
     cls = DEFENSES[name]
     may_be_oracle = cls.oracle is not Method.oracle
-    assert asked(cls) <= (HONEST | ORACLE if may_be_oracle else HONEST)
+    honest = ANEW if issubclass(cls, TrainingDefense) else HONEST
+    assert asked(cls) <= (honest | ORACLE if may_be_oracle else honest)
     assert not any(
         parameter.kind is parameter.VAR_KEYWORD
         for parameter in inspect.signature(cls.run).parameters.values()

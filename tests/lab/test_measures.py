@@ -58,6 +58,8 @@ STUDY = {
         "clean_retuning": {},
         "path": {"points": 3},
         "connection": {},
+        "aligned_path": {},
+        "curve": {"schedule": {"epochs": 1}},
         "clean_model": {},
         "battery": BATTERY,
     },
@@ -84,7 +86,8 @@ def test_every_measure_of_a_study(measured):
     rows = results.cells(plan, store)
     here = rows[rows["attack"] == "badnet"].set_index("defense")
     for measure, cls in MEASURES.items():
-        purified = measure in ("path", "battery") or cls.__mro__[1] is Query or cls is Query
+        of_purified = ("path", "aligned_path", "curve", "battery")
+        purified = measure in of_purified or cls.__mro__[1] is Query or cls is Query
         who = ["ft", "fst", "ep"] if purified else ["clean", "ft", "fst", "ep"]
         who = ["clean"] if measure == "query_self" else who
         for column in cls.columns:
@@ -159,6 +162,16 @@ def test_paths_start_and_end_where_they_say(measured):
     assert (100 - ends["backdoor_error"]).to_list() == pytest.approx(
         [rows.loc[("badnet", "ep"), "o_asr"]] * 2
     )
+    for other in ("backdoored, aligned", "backdoored, curve"):
+        found = points[points["start"] == other]
+        assert set(found["defense"]) == {"ft", "fst", "ep"}
+        assert set(found["batch_norm"]) >= {"recalibrate"}
+        both = found.merge(
+            points[points["start"] == "backdoored"], on=["defense", "batch_norm", "t"]
+        )
+        ends = both[both["t"].isin([0.0, 1.0])]
+        apart = (ends["clean_error_x"] - ends["clean_error_y"]).abs()
+        assert len(ends) and apart.max() <= 1.0  # an image: sums in another order
 
 
 def test_the_clean_model_is_defended_as_a_row_of_its_own(measured):

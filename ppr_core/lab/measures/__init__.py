@@ -1,11 +1,14 @@
 """What a study measures of its models, one file a measure; a new one is registered here."""
 
+from ppr_core.lab.measures.aligned_path import AlignedPath
 from ppr_core.lab.measures.base import Column, Measure
 from ppr_core.lab.measures.battery import Battery
 from ppr_core.lab.measures.clean_model import CleanModel
 from ppr_core.lab.measures.clean_retuning import CleanRetuning
 from ppr_core.lab.measures.connection import Connection
 from ppr_core.lab.measures.controls import Controls
+from ppr_core.lab.measures.curve import Curve
+from ppr_core.lab.measures.flagged import Flagged
 from ppr_core.lab.measures.path import Path
 from ppr_core.lab.measures.query import Query
 from ppr_core.lab.measures.query_alone import QueryAlone
@@ -29,6 +32,9 @@ MEASURES: dict[str, type[Measure]] = {
     "clean_retuning": CleanRetuning,
     "path": Path,
     "connection": Connection,
+    "aligned_path": AlignedPath,
+    "curve": Curve,
+    "flagged": Flagged,
     "clean_model": CleanModel,
     "battery": Battery,
 }

@@ -8,7 +8,8 @@ from ppr_core.lab.graph import CLEAN, Cell, Setting, Stage
 from ppr_core.lab.measures.base import Column, Measure
 from ppr_core.lab.reader import Reader
 from ppr_core.method import Result
-from ppr_core.weights import snapshot
+from ppr_core.models.base import Network
+from ppr_core.weights import State, snapshot
 
 ANEW = "recalibrate"
 
@@ -17,6 +18,7 @@ class Path(Measure, connectivity.Line):
     """Evaluate models on the line between two, once for every way to have the statistics."""
 
     of_variants: ClassVar[bool] = True
+    across: ClassVar[bool] = False  # also taken of models that lie in a basin of their own
     curve: ClassVar[str] = "paths"
     about: ClassVar[dict[str, str]] = {"start": "backdoored"}
     columns: ClassVar[tuple[Column, ...]] = (
@@ -32,8 +34,9 @@ class Path(Measure, connectivity.Line):
     )
 
     def takes(self, chains: Chains, cell: Cell) -> bool:
-        """Say whether a cell has a purified model."""
-        return super().takes(chains, cell) and cell.defense != CLEAN
+        """Say whether a cell has a purified model, in the basin of the backdoored one."""
+        here = self.across or not chains.anew(cell)
+        return super().takes(chains, cell) and cell.defense != CLEAN and here
 
     def given(self, setting: Setting) -> dict[str, Any]:
         """Return the shares of the clean images, on which statistics are taken anew."""
@@ -43,16 +46,20 @@ class Path(Measure, connectivity.Line):
         """Return the two ends."""
         return (chains.backdoored(cell), chains.purified(cell))
 
+    def way(self, model: Network, start: State, end: State, stage: Stage) -> dict[str, State]:
+        """Return the weights that the path goes by: its start, its end, and what bends it."""
+        return {"start": start, "end": end}
+
     def measure(self, lab: Reader, stage: Stage) -> Result:
-        """Return the errors along the line, and its barriers and distances."""
+        """Return the errors along the path, and its barriers and distances."""
         start, end = lab.ends(*stage.parents)
+        way: dict[str, Any] = self.way(end, snapshot(start), snapshot(end), stage)
         rows: list[dict[str, Any]] = []
         metrics: dict[str, float] = {}
         for index, batch_norm in enumerate(self.batch_norm):
             path = connectivity.path(
                 end,
-                snapshot(start),
-                snapshot(end),
+                **way,
                 test=stage.setting.images.test,
                 stamped=lab.stamped_test(stage),
                 points=self.points,

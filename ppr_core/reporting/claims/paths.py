@@ -140,7 +140,8 @@ def _explains(e: Evidence) -> Answer | None:
     few = f"no interval from fewer than {LEAST} clusters" if bare else ""
     anew = "" if ours["statistics"].nunique() > 1 else "paths with recalibrated batch norm"
     found = all_of(*parts)
-    said = found and replace(found, ours=f"{found.ours}; beside it {beside}")
+    rival = "of distance and barrier alone arXiv:2505.22310 says the same of relearning"
+    said = found and replace(found, ours=f"{found.ours}; beside it {beside} ({rival})")
     return leaving(said, awake(rows), few, anew)
 
 
