@@ -19,6 +19,7 @@ CORE = [
     "training",
     "metrics",
     "weights",
+    "sharpness",
     "behaviour",
     "method",
     "attacks",
@@ -27,6 +28,7 @@ CORE = [
     "defenses",
     "reactivation",
     "connectivity",
+    "existence",
 ]
 LAB = [
     "lab.places",

@@ -6,6 +6,7 @@ from ppr_core.lab.measures.clean_model import CleanModel
 from ppr_core.lab.measures.clean_retuning import CleanRetuning
 from ppr_core.lab.measures.connection import Connection
 from ppr_core.lab.measures.controls import Controls
+from ppr_core.lab.measures.existence import Existence
 from ppr_core.lab.measures.path import Path
 from ppr_core.lab.measures.query import Query
 from ppr_core.lab.measures.query_alone import QueryAlone
@@ -29,6 +30,7 @@ MEASURES: dict[str, type[Measure]] = {
     "clean_retuning": CleanRetuning,
     "path": Path,
     "connection": Connection,
+    "existence": Existence,
     "clean_model": CleanModel,
     "battery": Battery,
 }

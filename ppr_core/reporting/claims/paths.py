@@ -26,7 +26,7 @@ from ppr_core.reporting.claims.base import (
 )
 from ppr_core.reporting.claims.rules import bounds, tolerance, within
 from ppr_core.reporting.evidence import CELL, SETTING, Evidence, Scope, purified
-from ppr_core.reporting.regression import LEAST, explained
+from ppr_core.reporting.regression import LEAST, explained, sentences
 
 # Of the positions and the errors of one path.
 Figure = Callable[[np.ndarray, pd.DataFrame], float]
@@ -140,7 +140,8 @@ def _explains(e: Evidence) -> Answer | None:
     few = f"no interval from fewer than {LEAST} clusters" if bare else ""
     anew = "" if ours["statistics"].nunique() > 1 else "paths with recalibrated batch norm"
     found = all_of(*parts)
-    said = found and replace(found, ours=f"{found.ours}; beside it {beside}")
+    more = "".join(f"; {sentence}" for sentence in sentences(e.cells))
+    said = found and replace(found, ours=f"{found.ours}; beside it {beside}{more}")
     return leaving(said, awake(rows), few, anew)
 
 
