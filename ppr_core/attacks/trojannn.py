@@ -51,8 +51,8 @@ class TrojanNN(SurrogateAttack):
         picked = best_connected(model.linear.weight, self.neurons)
         start = disc(data.size).to(data.device)
         trigger = self.drawn(model, start, picked)
-        excited = activations(model, trigger[None])[0, picked].mean()
-        return {"trigger": trigger, "neurons": picked, "report.activation": excited.float().cpu()}
+        excited = activations(model, trigger[None])[0, picked].detach().float().mean()
+        return {"trigger": trigger, "neurons": picked, "report.activation": excited.cpu()}
 
     def drawn(self, model: Any, start: Tensor, picked: Tensor) -> Tensor:
         """Return the picture (C, H, W) that excites some neurons of a model in eval mode."""
