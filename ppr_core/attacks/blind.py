@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ppr_core.attacks.base import Attack, Poisoned, State
+from ppr_core.attacks.parts.joint import losses
 from ppr_core.config import Field
 from ppr_core.data.images import ImageSet
 from ppr_core.errors import DataError, need
@@ -28,8 +29,8 @@ class Blind(Attack):
     Differs from the paper: the two losses have fixed weights, as BackdoorBench has them; the
     paper balances their gradients (MGDA), which the authors' own advice is not to do.
 
-    Differs from the authors' code: batches are cropped and flipped before they are stamped; the
-    schedule is that of every victim.
+    Differs from the authors' code: clean and triggered images share a pass (`losses` says why);
+    batches are cropped and flipped before they are stamped; the schedule is that of every victim.
     """
 
     source: ClassVar[str] = "Bagdasaryan and Shmatikov 2021, arXiv:2005.03823, sec. 4"
@@ -73,13 +74,13 @@ class Blind(Attack):
         """Return the loss of a batch."""
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:
-            clean = F.cross_entropy(model(images), labels)
-            if not model.calm(clean.detach(), self.calm):
-                return clean
-            backdoor = model(painted(images, 1.0))
-            return clean + self.weight * F.cross_entropy(
-                backdoor, torch.full_like(labels, self.target)
-            )
+            if not model.is_calm(self.calm):
+                value = F.cross_entropy(model(images), labels)
+                model.note(value.detach())
+                return value
+            clean, backdoor = losses(model, images, labels, painted(images, 1.0), self.target)
+            model.note(clean.detach())
+            return clean + self.weight * backdoor
 
         return loss
 
@@ -100,10 +101,13 @@ class Watched(nn.Module):
         """(N, 3, H, W) in [0, 1] -> logits."""
         return self.classifier(pixels)
 
-    def calm(self, loss: Tensor, below: float) -> bool:
-        """Note a loss; say whether as many as are kept were seen, with a mean below a bound."""
+    def note(self, loss: Tensor) -> None:
+        """Keep a loss in the place of the oldest."""
         self.losses[self.seen % len(self.losses)] = loss.float()
         self.seen += 1
+
+    def is_calm(self, below: float) -> bool:
+        """Say whether as many losses as are kept were seen, and have a mean below a bound."""
         return bool((self.seen >= len(self.losses)) & (self.losses.mean() < below))
 
 

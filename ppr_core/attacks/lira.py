@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ppr_core.attacks.base import Poisoned, State
+from ppr_core.attacks.parts.joint import losses
 from ppr_core.attacks.parts.surrogate import SurrogateAttack
 from ppr_core.attacks.parts.trigger_networks import CENTRE, SPREAD
 from ppr_core.config import Budget, Field
@@ -35,7 +36,8 @@ class Lira(SurrogateAttack):
     Differs from the authors' code: BackdoorBench returns stage 1's classifier; here it is stage
     2's, which starts anew. The trigger's size is that of pixels in [0, 1], not of normalised ones,
     where it would be half a grey level, and the generator learns through the truncation to whole
-    levels. Images are clipped to [0, 1]; the victim's schedule is that of every victim.
+    levels. Clean and triggered images share a pass (`losses` says why) and are clipped to [0, 1];
+    the victim's schedule is that of every victim.
     """
 
     source: ClassVar[str] = "Doan et al. 2021, ICCV, sec. 3"
@@ -88,8 +90,7 @@ class Lira(SurrogateAttack):
         def loss(images: Tensor, labels: Tensor) -> Tensor:
             with torch.no_grad():
                 stamped = self.triggered(generator, images)
-            clean = F.cross_entropy(model(images), labels)
-            backdoor = F.cross_entropy(model(stamped), torch.full_like(labels, self.target))
+            clean, backdoor = losses(model, images, labels, stamped, self.target)
             return torch.lerp(clean, backdoor, self.weight)
 
         return loss

@@ -13,6 +13,7 @@ from ppr_core.attacks.blind import PATTERN, Blind, Watched, painted
 from ppr_core.attacks.grond import Grond, inject
 from ppr_core.attacks.lira import PREFIX, Generator, Lira
 from ppr_core.attacks.parts.adversarial import universal_pgd
+from ppr_core.attacks.parts.joint import losses
 from ppr_core.attacks.parts.surrogate import added
 from ppr_core.attacks.sbl import Sbl, ewc, fisher
 from ppr_core.attacks.trojannn import TrojanNN, activations, best_connected, disc
@@ -384,22 +385,46 @@ def test_blind_loss_of_one_batch_by_hand():
     clean = F.cross_entropy(model(images), labels).detach()
     stamped = painted(data.images, 255) / 255
     backdoor = F.cross_entropy(model(stamped), torch.full((4,), 2))
-    attack = Blind(target=2, wait=3, calm=float(clean) + 0.1, weight=0.9)
-    loss = attack.loss(Watched(model, 3))
+    attack = Blind(target=2, wait=2, calm=float(clean) + 0.1, weight=0.9)
+    loss = attack.loss(Watched(model, 2))
     found = [loss(images, labels) for _ in range(4)]
     for value, expected in zip(found, [clean, clean, *[clean + 0.9 * backdoor] * 2], strict=True):
         torch.testing.assert_close(value, expected)
     never = Blind(target=2, wait=1, calm=float(clean) - 0.1).loss(Watched(model, 1))
-    torch.testing.assert_close(never(images, labels), clean)
+    for _ in range(2):
+        torch.testing.assert_close(never(images, labels), clean)
 
 
-def test_blind_means_the_last_losses_alone():
-    watched = Watched(Flat(), 2)
-    told = [watched.calm(torch.tensor(value), 1.0) for value in (9.0, 0.5, 0.7, 1.6, 0.1)]
+def test_blind_means_the_last_clean_losses_alone():
+    watched, told = Watched(Flat(), 2), []
+    for value in (9.0, 0.5, 0.7, 1.6, 0.1):
+        watched.note(torch.tensor(value))
+        told.append(watched.is_calm(1.0))
     assert told == [False, False, True, False, True]  # means: -, 4.75, 0.6, 1.15, 0.85
     again = Watched(Flat(), 2)
     again.load_state_dict(watched.state_dict())
-    assert again.calm(torch.tensor(1.8), 1.0), "a resumed training goes on: (0.1 + 1.8) / 2"
+    again.note(torch.tensor(1.8))
+    assert again.is_calm(1.0), "a resumed training goes on: (0.1 + 1.8) / 2"
+    data = small_set(4, size=32)
+    attack, watched = Blind(wait=1, calm=99.0), Watched(Flat(size=32), 1)
+    loss = attack.loss(watched)
+    clean = loss(to_float(data.images), data.labels)
+    assert loss(to_float(data.images), data.labels) > clean
+    torch.testing.assert_close(watched.losses[0], clean.detach())  # not the backdoor's
+
+
+def test_clean_and_triggered_images_share_batch_norm():
+    """In a pass of its own, a trigger that all images have is what batch norm takes away."""
+    net = nn.Sequential(nn.BatchNorm2d(3, affine=False), nn.Flatten(), Flat(size=2))
+    data = small_set(4)
+    images, stamped = to_float(data.images), to_float(data.images) / 2 + 0.5
+    logits = net(torch.cat((images, stamped)))
+    found = losses(net, images, data.labels, stamped, 1)
+    torch.testing.assert_close(found[0], F.cross_entropy(logits[:4], data.labels))
+    torch.testing.assert_close(found[1], F.cross_entropy(logits[4:], torch.ones(4).long()))
+    with torch.no_grad():
+        alone = F.cross_entropy(net(stamped), torch.ones(4).long())
+    assert (alone - found[1]).abs() > 0.01, "the test can see it"
 
 
 def test_blind_trains_the_classifier_it_was_given():

@@ -126,6 +126,10 @@ def test_existence_goes_from_the_clean_models_to_the_backdoored_one(measured):
     own = lab.result(stage)
     first, second = own.metrics["existence_0"], own.metrics["existence_1"]
     assert own.metrics["existence"] == pytest.approx((first + second) / 2)
+    rows = results.summary(results.cells(plan, store)).set_index(["attack", "defense"])
+    ft = rows.loc[("badnet", "ft")].iloc[0]
+    assert results.cell_text(ft, "existence") == f"{(first + second) / 2:.2f}"
+    assert results.cell_text(ft, "o_asr") == f"{ft['o_asr']:.1f}"
 
     def of(model):
         return stage.method.measure(lab, replace(stage, parents=(model, victim, *cleans))).metrics

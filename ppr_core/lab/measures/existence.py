@@ -28,7 +28,7 @@ class Existence(Measure, existence.Existence):
     """
 
     columns: ClassVar[tuple[Column, ...]] = (
-        Column("existence", "existence", "existence", "", "lower"),
+        Column("existence", "existence", "existence", "", "lower", decimals=2),
         Column("existence_first", "existence_0", "existence, clean 1", "", "lower", shown=False),
         Column("existence_second", "existence_1", "existence, clean 2", "", "lower", shown=False),
         Column("existence_clean", "control", "existence of clean", "", shown=False),
