@@ -39,9 +39,8 @@ class Sbl(Attack):
     held: float = Field(0.1, gt=0, lt=1, description="share of the images kept for the second step")
     strength: float = Field(1.0, ge=0, description="of EWC in the second step; 0: none (naive)")
     fisher_data: Literal["clean", "mixed"] = Field(
-        "clean", description="first step's images that the Fisher information is of: without the "
-        "poisons' triggers, as in the authors' code, or as trained on",
-    )  # fmt: skip
+        "clean", description="images behind the Fisher information: without triggers, or as trained"
+    )
     fisher_images: int = Field(1000, ge=1, description="how many of them")
     second: Schedule = Field(
         Schedule(epochs=100, batch_size=256, lr=0.001, weight_decay=5e-4),
@@ -64,6 +63,11 @@ class Sbl(Attack):
 
         return from_registry(ATTACKS, {"target": self.target, **self.trigger}, "attack")
 
+    @property
+    def trains_stamp(self) -> bool:  # type: ignore[override]
+        """Whether the trigger is another one each time that it is prepared."""
+        return self.inner.trains_stamp
+
     def own_code(self) -> str | None:
         """Return a digest of the user's code, where the trigger is a user's own."""
         return self.inner.own_code()
@@ -71,7 +75,8 @@ class Sbl(Attack):
     def preparation(self) -> dict[str, Any] | None:
         """Return what the trigger's preparation depends on, and whose it is."""
         found = self.inner.preparation()
-        return None if found is None else {"trigger": type(self.inner).__name__, **found}
+        about = {"trigger": type(self.inner).__name__, "trigger_version": self.inner.version}
+        return None if found is None else {**about, **found}
 
     def prepare(self, data: ImageSet, *, rng: torch.Generator) -> dict[str, Tensor]:
         """Prepare the trigger."""

@@ -169,6 +169,7 @@ def test_sbl_stamps_as_its_trigger_does_and_takes_any_that_is_known_before_train
     ssba, lc = Sbl(trigger={"name": "ssba"}), Sbl(trigger={"name": "lc"})
     assert ssba.preparation()["trigger"] == "Ssba"
     assert lc.preparation() != ssba.preparation()
+    assert ssba.trains_stamp and not attack.trains_stamp
     assert Sbl(target=2).inner.target == 2
     for name in ("input_aware", "sbl"):
         with pytest.raises(ConfigError, match="known before training"):

@@ -137,6 +137,9 @@ def test_existence_goes_from_the_clean_models_to_the_backdoored_one(measured):
     assert of(victim)["existence"] == pytest.approx(1, abs=1e-6)
     assert of(cleans[0])["existence_0"] == of(cleans[1])["existence_1"] == 0
     assert of(cleans[0])["existence_1"] != 0, "the control: one clean model beside the other"
+    strict = stage.method.replace(least=0.999).measure(lab, stage)
+    assert strict.metrics == {}
+    assert strict.info["not_applicable"].startswith("expected layers in which the clean model is")
 
 
 def test_the_released_form_of_existence_reads_all_purified_models(measured):
