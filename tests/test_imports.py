@@ -21,6 +21,7 @@ CORE = [
     "weights",
     "alignment",
     "curves",
+    "sharpness",
     "behaviour",
     "method",
     "attacks",
@@ -29,6 +30,7 @@ CORE = [
     "defenses",
     "reactivation",
     "connectivity",
+    "existence",
 ]
 LAB = [
     "lab.places",

@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 
+from ppr_core.attacks import ATTACKS
 from ppr_core.cli.study import read
 from ppr_core.defenses import Bti
 from ppr_core.defenses.parts.unlearning import Stepping
@@ -126,6 +127,10 @@ def test_a_study_measures_what_its_notebooks_show(path):
     for notebook in plan.study.notebooks:
         for measure in needed(notebook):
             assert measure in plan.measures, f"{notebook} needs {measure}"
+
+
+def test_the_study_of_every_attack_has_every_attack():
+    assert set(load("attacks").attacks) == set(ATTACKS)
 
 
 def test_files_of_one_model_share_its_stages():

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from ppr_core.config import Field
-from ppr_core.defenses.parts.sharpness import sam_gradient
 from ppr_core.defenses.parts.unlearning import Mix, Stepping
+from ppr_core.sharpness import sam_gradient
 
 
 class BtiSam(Stepping):

@@ -9,8 +9,8 @@ from ppr_core.config import Field
 from ppr_core.data.images import ImageSet
 from ppr_core.defenses.base import Defense
 from ppr_core.defenses.finetune import smoothed
-from ppr_core.defenses.parts.sharpness import sam_gradient
 from ppr_core.method import Outcome, fork
+from ppr_core.sharpness import sam_gradient
 from ppr_core.training.fit import Schedule, fit
 
 TUNING = Schedule(

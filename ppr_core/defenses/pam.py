@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from ppr_core.config import Field
 from ppr_core.data.images import ImageSet, to_float
-from ppr_core.defenses.parts.sharpness import frozen_statistics
 from ppr_core.defenses.parts.unlearning import Mix, Stepping
 from ppr_core.defenses.sources.base import Change, State
 from ppr_core.method import Outcome
 from ppr_core.metrics import clean_accuracy
 from ppr_core.models.base import clone
 from ppr_core.runtime import autocast
+from ppr_core.sharpness import frozen_statistics
 from ppr_core.training.fit import Gradient
 from ppr_core.weights import moved, norm, recalibrate, scaled_to
 

@@ -10,10 +10,10 @@ from ppr_core.config import Field
 from ppr_core.data.images import ImageSet
 from ppr_core.defenses.parts.forgetting import forget
 from ppr_core.defenses.parts.selection import Choosing
-from ppr_core.defenses.parts.sharpness import sam_gradient
 from ppr_core.method import Outcome, fork
 from ppr_core.models.base import clone, convolutions
 from ppr_core.runtime import Record
+from ppr_core.sharpness import sam_gradient
 from ppr_core.training.fit import Schedule, fit
 
 FORGET = Schedule(epochs=1000, lr=1e-4, batch_size=256)

@@ -126,12 +126,13 @@ class Reader:
         return attack.poison(train, seed=victim.cell.seed, state=state).indices
 
     def ends(self, *stages: Stage) -> list[Network]:
-        """Return the models of a path's two ends, each with the layers that the other one has."""
+        """Return the models of a path's ends, each with the layers that the other ones have."""
         models = [self.model(stage) for stage in stages]
-        for stage, other in zip(stages, reversed(models), strict=True):
+        for index, stage in enumerate(stages):
             if (defense := defense_of(stage)) is not None:
-                defense.extend(other)
-                other.to(stage.setting.place).eval()
+                for other in models[:index] + models[index + 1 :]:
+                    defense.extend(other)
+                    other.to(stage.setting.place).eval()
         return models
 
 

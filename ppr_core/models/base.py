@@ -14,6 +14,7 @@ from ppr_core.runtime import seed_of, seeded
 
 CIFAR_STATS = ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))
 IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+SMALL = 1e-5  # added to the variance, which a dead channel lets go to zero
 PIXELS = ((0.0,), (1.0,))  # the identity: for what takes pixels as they are
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -250,6 +251,17 @@ def normalised_convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d, 
             if tracked and module.num_features == before.out_channels:
                 yield name, before, module
         before = module
+
+
+@torch.no_grad()
+def lipschitz(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
+    """Return, a channel, the kernel's largest singular value times its batch norm's scale.
+
+    A channel's kernel is taken as a matrix of input channels by kernel positions.
+    """
+    kernels = convolution.weight.flatten(2)  # (out, in, height * width)
+    scale = norm.weight / (norm.get_buffer("running_var") + SMALL).sqrt()
+    return torch.linalg.matrix_norm(kernels, ord=2) * scale.abs()
 
 
 def normalise_of(model: Any) -> Normalise:

@@ -1,6 +1,7 @@
 """What foretells P-ASR: regressions over purified models, seeds and attacks as clusters."""
 
 import warnings
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -10,6 +11,8 @@ import statsmodels.api as sm
 from ppr_core.lab.graph import CLEAN, NO_DEFENSE
 from ppr_core.reporting.evidence import CONFIDENCE, SETTING, at_paper_rho, purified
 
+HELD = ("distance", "barrier")  # what a further figure has to explain more than
+SAME = 0.95  # R2 of a further figure by those, from which it is none of its own
 PREDICTORS = ("distance", "path_distance", "barrier", "t_star")
 # Batch-norm statistics along the path -> how the columns of its figures begin.
 STATISTICS = {"as they are": "", "recalibrated": "rc_"}
@@ -26,6 +29,7 @@ COLUMNS = [
     "clusters",
     "by",
 ]
+BEYOND = ["who", "figure", "r2_before", "r2", "slope", "low", "high", "shared", *COLUMNS[7:]]
 
 
 def explained(rows: pd.DataFrame) -> pd.DataFrame:
@@ -54,18 +58,105 @@ def explained(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found, columns=COLUMNS)
 
 
-def _models(rows: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Return one row a purified model that has the figure and went through RA."""
-    if not {name, "p_asr", "o_asr"} <= {*rows.columns}:
-        return rows.iloc[:0].assign(**{name: pd.Series(dtype=float)})
+def beyond(rows: pd.DataFrame, name: str = "existence") -> pd.DataFrame:
+    """Regress P-ASR on distance and barrier, and on a further figure beside them, one row a fit.
+
+    Each victim has a level of its own (fixed effects): models are set beside those that other
+    defenses made of the same backdoored model, so that no seed and no attack that sleeps deeper
+    passes for an explanation. Both fits are on the very same models: those that have all figures.
+    A further figure never lowers R2, so that its slope beside the other two is what counts, with
+    its interval; and one that these two foretell nearly without rest has no slope of its own.
+
+    Args:
+        rows: `results.cells` of a study that measures "path" and that figure.
+        name: of the figure.
+    """
+    found = []
+    for who in ("with PAM", "without PAM"):
+        done = _models(rows, *HELD, name)
+        done = done if who == "with PAM" else done[done["defense"] != "pam"]
+        victims = _victims(done)
+        done = _levelled(done, victims, ["p_asr", name, *HELD])
+        held = [column for column in HELD if _varies(done[column])]
+        free = len(done) - victims.nunique() - len(held) - 1
+        if free < LEAST or not _varies(done[name]) or not _varies(done["p_asr"]):
+            continue
+        shared, before = (_r2(done, of, held) for of in (name, "p_asr"))
+        about = {"who": who, "figure": name, "r2_before": before, "shared": shared}
+        fit = _fit(done, name, held) if shared < SAME else {"models": len(done)}
+        found.append({**about, **fit})
+    return pd.DataFrame(found, columns=BEYOND)
+
+
+def sentences(rows: pd.DataFrame, name: str = "existence") -> list[str]:
+    """Say what a figure explains of P-ASR beyond distance and barrier; none where it lacks."""
+    return [_said(fit) for _, fit in beyond(rows, name).iterrows()]
+
+
+def _said(fit: pd.Series) -> str:
+    """Return one fit of `beyond` in words."""
+    name, count = fit["figure"], f"{fit['models']} models, {fit['who']}"
+    if fit["shared"] >= SAME:
+        return (
+            f"{name} cannot be told from distance and barrier ({count}): they foretell it with "
+            f"R2 {fit['shared']:.2f}"
+        )
+    rise = f"R2 {fit['r2_before']:.2f} to {fit['r2']:.2f}, slope {fit['slope']:.1f}"
+    if fit["low"] != fit["low"]:
+        return (
+            f"{name} beside distance and barrier ({count}): {rise}; no interval from fewer than "
+            f"{LEAST} clusters, so that nothing is said of what it explains beyond them"
+        )
+    says = "more of P-ASR" if fit["low"] > 0 else "nothing that is told from chance"
+    says = "P-ASR with the opposite sign" if fit["high"] < 0 else says
+    return (
+        f"{name} explains {says} beyond distance and barrier ({count}): {rise} "
+        f"[{fit['low']:.1f}, {fit['high']:.1f}], {fit['clusters']} by {fit['by']}"
+    )
+
+
+def _levelled(rows: pd.DataFrame, groups: pd.Series, columns: list[str]) -> pd.DataFrame:
+    """Return rows with each of these columns as its difference from its group's mean."""
+    means = rows[columns].groupby(groups).transform("mean")
+    return rows.assign(**{name: rows[name] - means[name] for name in columns})
+
+
+def _varies(values: pd.Series) -> bool:
+    return bool(values.abs().max() > 1e-9)
+
+
+def _r2(rows: pd.DataFrame, of: str, by: list[str]) -> float:
+    """Return the share of a column's variance that others explain, by least squares."""
+    if not by:
+        return 0.0
+    given = sm.add_constant(rows[by].to_numpy())
+    return float(sm.OLS(rows[of].to_numpy(), given).fit().rsquared)
+
+
+def _models(rows: pd.DataFrame, *names: str) -> pd.DataFrame:
+    """Return one row a purified model that has the figures and went through RA."""
+    needed = [*names, "p_asr", "o_asr"]
+    if not {*needed} <= {*rows.columns}:
+        return rows.iloc[:0].assign(**dict.fromkeys(needed, pd.Series(dtype=float)))
     rows = rows[~rows["defense"].isin([CLEAN, NO_DEFENSE])]
-    rows = at_paper_rho(rows).astype({name: float, "p_asr": float, "o_asr": float})
-    return purified(rows.dropna(subset=[name, "p_asr", "o_asr"]))
+    rows = at_paper_rho(rows).astype(dict.fromkeys(needed, float))
+    return purified(rows.dropna(subset=needed))
 
 
-def _fit(rows: pd.DataFrame, name: str) -> dict[str, object]:
+def _fit(rows: pd.DataFrame, name: str, held: Sequence[str] | None = None) -> dict[str, object]:
+    """Regress P-ASR on a figure, with others beside it; the slope is the figure's own.
+
+    Args:
+        rows: one a model.
+        name: of the figure.
+        held: the others, of rows in which each victim has its level; these are clustered by victim.
+    """
     groups, by = _clusters(rows)
-    model = sm.OLS(rows["p_asr"].to_numpy(), sm.add_constant(rows[name].to_numpy()))
+    if held is not None:
+        groups, by = _victims(rows).to_numpy()[:, None], "victim"
+    model = sm.OLS(
+        rows["p_asr"].to_numpy(), sm.add_constant(rows[[name, *(held or ())]].to_numpy())
+    )
     plain = model.fit()
     counts = [len(np.unique(column)) for column in groups.T]
     low = high = float("nan")
@@ -93,5 +184,10 @@ def _clusters(rows: pd.DataFrame) -> tuple[np.ndarray, str]:
     attacks = rows.groupby(settings).ngroup().to_numpy()
     if min(len(np.unique(seeds)), len(np.unique(attacks))) >= LEAST:
         return np.column_stack([seeds, attacks]), "seed and attack"
-    victims = rows.groupby([*settings, "seed"]).ngroup().to_numpy()
-    return victims[:, None], "victim"
+    return _victims(rows).to_numpy()[:, None], "victim"
+
+
+def _victims(rows: pd.DataFrame) -> pd.Series:
+    """Return each model's victim as a number: the model of one attack, setting and seed."""
+    settings = [name for name in (*SETTING, "attack", "seed") if name in rows]
+    return rows.groupby(settings).ngroup()

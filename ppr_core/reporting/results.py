@@ -287,8 +287,8 @@ def cell_text(row: pd.Series, name: str) -> str:
     """Return one figure of a summary row: mean, and spread where there are several seeds."""
     if pd.isna(row[name]):
         return APART if row.get("anew") and name in WITHIN else "-"
-    spread = row[f"{name}_std"]
-    return f"{row[name]:.1f}" + (f" ± {spread:.1f}" if pd.notna(spread) else "")
+    spread, places = row[f"{name}_std"], MEASURED[name].decimals if name in MEASURED else 1
+    return f"{row[name]:.{places}f}" + (f" ± {spread:.{places}f}" if pd.notna(spread) else "")
 
 
 def histories(plan: Plan, store: Store, kind: str) -> pd.DataFrame:

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ppr_core.defenses.pam import path_gradient
-from ppr_core.defenses.parts.sharpness import gradients_of, sam_gradient
+from ppr_core.sharpness import gradients_of, sam_gradient
 from ppr_core.training.fit import Gradient, plain_gradient
 
 EDGE = 1.0  # how far the backdoor's basin reaches from W0

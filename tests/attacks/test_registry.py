@@ -222,7 +222,9 @@ def test_a_brief_training_leaves_the_model_alone(name):
     for key, tensor in again.model.state_dict().items():
         assert torch.equal(tensor, weights[key]), key
     assert not any(module.training for module in outcome.model.modules())
-    assert len(outcome.history) == 1
+    epochs = [record["epoch"] for record in outcome.history]
+    assert epochs == [*range(1, 1 + len(epochs))], "one numbering for all steps of a training"
+    assert epochs
     assert outcome.info["poisoned"] == 6
     expected = attack.select(data.labels, seed=5)
     assert torch.equal(outcome.tensors["poison_indices"], expected)

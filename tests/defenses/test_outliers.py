@@ -10,12 +10,11 @@ from torch import nn
 from ppr_core.data.images import to_float
 from ppr_core.defenses import Bnp, Clp
 from ppr_core.defenses.bnp import divergence
-from ppr_core.defenses.clp import lipschitz, normalised_convolutions
 from ppr_core.defenses.parts import selection
 from ppr_core.defenses.parts.outliers import silence
 from ppr_core.errors import ConfigError, DataError
 from ppr_core.models import build
-from ppr_core.models.base import batch_norms
+from ppr_core.models.base import batch_norms, lipschitz, normalised_convolutions
 from ppr_core.weights import snapshot
 from tests.conftest import tiny_set
 

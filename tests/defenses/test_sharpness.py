@@ -3,8 +3,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ppr_core.defenses.parts.sharpness import ascent, frozen_statistics, sam_gradient
 from ppr_core.runtime import session
+from ppr_core.sharpness import ascent, frozen_statistics, sam_gradient
 from ppr_core.training.fit import Schedule, cross_entropy, fit, make_optimizer, plain_gradient
 from tests.conftest import tiny_model
 

@@ -7,11 +7,11 @@ from torch.nn import functional as F
 
 from ppr_core.defenses import Tsbd, tsbd
 from ppr_core.defenses.parts import selection
-from ppr_core.defenses.parts.sharpness import sam_gradient
 from ppr_core.defenses.tsbd import reset, weight_changes
 from ppr_core.errors import ConfigError, DataError
 from ppr_core.models.base import convolutions
 from ppr_core.runtime import session
+from ppr_core.sharpness import sam_gradient
 from ppr_core.training.fit import Schedule, fit, plain_gradient
 from ppr_core.weights import snapshot
 from tests.conftest import tiny_model, tiny_set

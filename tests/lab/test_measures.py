@@ -1,6 +1,7 @@
 """What a study measures beside RA: each stage computed for real, on tiny data."""
 
 import shutil
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -60,6 +61,7 @@ STUDY = {
         "connection": {},
         "aligned_path": {},
         "curve": {"schedule": {"epochs": 1}},
+        "existence": {"images": 40},
         "clean_model": {},
         "battery": BATTERY,
     },
@@ -86,7 +88,7 @@ def test_every_measure_of_a_study(measured):
     rows = results.cells(plan, store)
     here = rows[rows["attack"] == "badnet"].set_index("defense")
     for measure, cls in MEASURES.items():
-        of_purified = ("path", "aligned_path", "curve", "battery")
+        of_purified = ("path", "aligned_path", "curve", "battery", "existence")
         purified = measure in of_purified or cls.__mro__[1] is Query or cls is Query
         who = ["ft", "fst", "ep"] if purified else ["clean", "ft", "fst", "ep"]
         who = ["clean"] if measure == "query_self" else who
@@ -113,6 +115,49 @@ def test_every_measure_of_a_study(measured):
         ("ft", "fst"),
         ("fst", "ft"),
     }, "oracles neither lend nor borrow a perturbation"
+
+
+def test_existence_goes_from_the_clean_models_to_the_backdoored_one(measured):
+    plan, store = measured
+    lab, cell = Lab(store), Cell("badnet", "ft", 0)
+    stage = plan.taken("existence", cell)
+    victim, *cleans = stage.parents[1:]
+    assert [parent.kind for parent in cleans] == ["clean", "clean"]
+    assert cleans[0].cell.seed != cleans[1].cell.seed
+    own = lab.result(stage)
+    first, second = own.metrics["existence_0"], own.metrics["existence_1"]
+    assert own.metrics["existence"] == pytest.approx((first + second) / 2)
+    rows = results.summary(results.cells(plan, store)).set_index(["attack", "defense"])
+    ft = rows.loc[("badnet", "ft")].iloc[0]
+    assert results.cell_text(ft, "existence") == f"{(first + second) / 2:.2f}"
+    assert results.cell_text(ft, "o_asr") == f"{ft['o_asr']:.1f}"
+
+    def of(model):
+        return stage.method.measure(lab, replace(stage, parents=(model, victim, *cleans))).metrics
+
+    assert of(victim)["existence"] == pytest.approx(1, abs=1e-6)
+    assert of(cleans[0])["existence_0"] == of(cleans[1])["existence_1"] == 0
+    assert of(cleans[0])["existence_1"] != 0, "the control: one clean model beside the other"
+    strict = stage.method.replace(least=0.999).measure(lab, stage)
+    assert strict.metrics == {}
+    assert strict.info["not_applicable"].startswith("expected layers in which the clean model is")
+
+
+def test_the_released_form_of_existence_reads_all_purified_models(measured):
+    _, store = measured
+    measures = {"existence": {"images": 40, "form": "code"}}
+    plan, lab = Plan(Study(**{**STUDY, "measures": measures})), Lab(store)
+    found = {}
+    for name in ("ft", "fst", "ep"):
+        stage = plan.taken("existence", Cell("badnet", name, 0))
+        result = stage.method.measure(lab, stage)
+        found[name] = result.metrics["existence"]
+        assert len(result.info["depends_on"]) == 3, "the clean model and the two other defenses"
+    assert max(found.values()) == 1, "the most similar one, whatever it is"
+    assert all(0 <= value <= 1 for value in found.values())
+    fewer = {"ft": STUDY["defenses"]["ft"]}
+    alone = Plan(Study(**{**STUDY, "defenses": fewer, "measures": measures}))
+    assert alone.taken("existence", Cell("badnet", "ft", 0)).key != stage.key
 
 
 def test_no_two_measures_of_a_model_return_the_same_tensors(measured):
@@ -270,6 +315,7 @@ def test_alpha_is_the_papers_unless_given():
         ({"measures": {"path": {"points": 1}}}, "greater than or equal to 2, got 1"),
         ({"measures": {"path": {}, "connection": {}}, "defenses": {"ft": {}}}, "the defense 'ep'"),
         ({"measures": {"query": {}}, "clean_control": False}, "surrogate of QRA"),
+        ({"measures": {"existence": {}}, "clean_control": False}, "a clean model for the measure"),
         ({"budgets": [16.0]}, "expected less than or equal to 1, got 16.0"),
         ({"checkpoints": {"badnt": "x"}}, "did you mean 'badnet'"),
         ({"defenses": {"mine": {"method": "no.such:Defense"}}}, "module:Class"),

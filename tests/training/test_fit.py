@@ -8,10 +8,10 @@ from torch.nn import functional as F
 from ppr_core.data.images import to_float
 from ppr_core.defenses.finetune import keep_norm
 from ppr_core.defenses.pam import path_gradient
-from ppr_core.defenses.parts.sharpness import sam_gradient
 from ppr_core.errors import CheckpointError, ConfigError
 from ppr_core.method import measuring
 from ppr_core.runtime import Cost, current, pick_device, session
+from ppr_core.sharpness import sam_gradient
 from ppr_core.training import capture, checkpoint
 from ppr_core.training.fit import Schedule, fit
 from ppr_core.weights import snapshot

@@ -104,3 +104,43 @@ def fit_robust(
 
     hook = None if adversary == "none" else attacked
     return fit(model, data, schedule, rng=rng, on_batch=hook, resume="surrogate")
+
+
+def universal_pgd(
+    model: nn.Module,
+    data: ImageSet,
+    target: int,
+    *,
+    eps: float,
+    step: float,
+    iterations: int,
+    size: int,
+    rng: torch.Generator,
+) -> Tensor:
+    """Return one perturbation that moves all images to a class, by signed steps on batches.
+
+    Args:
+        model: pixels in [0, 1] to logits; its modes come back as they were.
+        data: images of any class.
+        target: the class.
+        eps: largest change of a pixel (L-infinity).
+        step: change of a pixel in one iteration.
+        iterations: gradient steps, from no change at all.
+        size: images behind each of them, drawn anew.
+        rng: CPU generator of the draws.
+
+    Returns:
+        (C, H, W) in [-eps, eps].
+    """
+    delta = torch.zeros(data.images.shape[1:], device=data.device)
+    wanted = torch.full((size,), target, device=data.device)
+    with evaluating(model):
+        for _ in range(iterations):
+            drawn = torch.randint(len(data), (size,), generator=rng).to(data.device)
+            images = to_float(data.images[drawn])
+            delta.requires_grad_()
+            with torch.enable_grad(), autocast(data.device):
+                loss = F.cross_entropy(model((images + delta).clamp(0, 1)), wanted)
+            (gradient,) = torch.autograd.grad(loss, delta)
+            delta = (delta.detach() - step * gradient.sign()).clamp(-eps, eps)
+    return delta

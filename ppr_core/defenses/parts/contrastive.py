@@ -73,7 +73,8 @@ def learn_features(
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             views = torch.cat([view(images, own), view(images, own)])
         pairs = both(views)
-        return nt_xent(*pairs.chunk(2), temperature)
+        first, second = pairs.chunk(2)
+        return nt_xent(first, second, temperature)
 
     return fit(both, data, schedule, rng=rng, loss=loss, resume="features")
 
@@ -138,8 +139,8 @@ def cropped(images: Tensor, uniform: Draw) -> Tensor:
     down = torch.stack([zero, high, uniform(-1, 1) * (1 - high)], 1)
     shape = list(images.shape)
     grid = F.affine_grid(torch.stack([across, down], 1), shape, align_corners=False)
-    how = {"mode": "bicubic", "padding_mode": "reflection", "align_corners": False}
-    return F.grid_sample(images, grid, **how).clamp(0, 1)
+    parts = F.grid_sample(images, grid, "bicubic", "reflection", align_corners=False)
+    return parts.clamp(0, 1)
 
 
 def turned(images: Tensor, share: Tensor) -> Tensor:

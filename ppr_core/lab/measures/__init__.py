@@ -8,6 +8,7 @@ from ppr_core.lab.measures.clean_retuning import CleanRetuning
 from ppr_core.lab.measures.connection import Connection
 from ppr_core.lab.measures.controls import Controls
 from ppr_core.lab.measures.curve import Curve
+from ppr_core.lab.measures.existence import Existence
 from ppr_core.lab.measures.flagged import Flagged
 from ppr_core.lab.measures.path import Path
 from ppr_core.lab.measures.query import Query
@@ -35,6 +36,7 @@ MEASURES: dict[str, type[Measure]] = {
     "aligned_path": AlignedPath,
     "curve": Curve,
     "flagged": Flagged,
+    "existence": Existence,
     "clean_model": CleanModel,
     "battery": Battery,
 }

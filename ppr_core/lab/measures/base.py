@@ -24,6 +24,7 @@ class Column:
         unit: "%" or what else it counts.
         better: whether a defense does better the "higher" or the "lower" it is; "" if neither.
         shown: in the short tables; every table of rows has it anyway.
+        decimals: places behind the point, in tables.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Column:
     unit: str = "%"
     better: Literal["higher", "lower", ""] = ""
     shown: bool = True
+    decimals: int = 1
 
 
 class Measure(Settings):

@@ -26,7 +26,7 @@ from ppr_core.reporting.claims.base import (
 )
 from ppr_core.reporting.claims.rules import bounds, tolerance, within
 from ppr_core.reporting.evidence import CELL, SETTING, Evidence, Scope, purified
-from ppr_core.reporting.regression import LEAST, explained
+from ppr_core.reporting.regression import LEAST, explained, sentences
 
 # Of the positions and the errors of one path.
 Figure = Callable[[np.ndarray, pd.DataFrame], float]
@@ -141,7 +141,8 @@ def _explains(e: Evidence) -> Answer | None:
     anew = "" if ours["statistics"].nunique() > 1 else "paths with recalibrated batch norm"
     found = all_of(*parts)
     rival = "of distance and barrier alone arXiv:2505.22310 says the same of relearning"
-    said = found and replace(found, ours=f"{found.ours}; beside it {beside} ({rival})")
+    more = "".join(f"; {sentence}" for sentence in sentences(e.cells))
+    said = found and replace(found, ours=f"{found.ours}; beside it {beside} ({rival}){more}")
     return leaving(said, awake(rows), few, anew)
 
 
