@@ -32,10 +32,21 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 
 @torch.no_grad()
 def logits(model: nn.Module, images: Tensor) -> Tensor:
-    """Return the logits (N, classes), float32, of uint8 images (N, C, H, W) in eval mode."""
+    """Return the logits (N, classes), float32, of uint8 images (N, C, H, W) in eval mode.
+
+    Raises:
+        ConfigError: NaN among them, whose largest would count as the first class.
+    """
     parts = images.split(eval_batch(images.device))
     with evaluating(model), autocast(images.device):
-        return torch.cat([model(to_float(part)).float() for part in parts])
+        found = torch.cat([model(to_float(part)).float() for part in parts])
+    broken = int(found.isnan().any(1).sum())
+    need(
+        not broken,
+        f"expected logits that are numbers, got NaN for {broken} of {len(images)} images; the "
+        "model's weights are damaged, or its training diverged: lower its lr",
+    )
+    return found
 
 
 def clean_accuracy(model: nn.Module, data: ImageSet) -> float:

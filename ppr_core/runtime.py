@@ -17,6 +17,8 @@ from ppr_core.errors import need
 
 Record = dict[str, float]
 
+WATCH_S = 0.1  # how long other processes are watched for
+
 
 @dataclass(frozen=True)
 class Session:
@@ -182,3 +184,21 @@ def set_threads(device: torch.device) -> int:
         threads = 1 if device.type == "cpu" else cores
     torch.set_num_threads(threads)
     return threads
+
+
+def rivals(threads: int) -> str:
+    """Say that other processes leave fewer cores than a study has threads; "" if they do not.
+
+    It watches for a tenth of a second. What runs at a lower priority gives way, and does not count.
+    """
+    affinity = getattr(psutil.Process(), "cpu_affinity", None)  # not on macOS
+    times = psutil.cpu_times_percent(WATCH_S, percpu=True)
+    cores = [times[core] for core in affinity()] if affinity else times
+    free = len(cores) - sum(core.user + core.system for core in cores) / 100
+    if free > threads - 0.5:
+        return ""
+    return (
+        f"other processes leave {free:.1f} of {len(cores)} cores to {threads} thread(s): stages "
+        "may take many times as long; end those processes, or ask for less by --workers and "
+        "OMP_NUM_THREADS"
+    )

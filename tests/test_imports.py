@@ -40,6 +40,7 @@ LAB = [
     "lab.guards",
     "lab.database",
     "lab.graph",
+    "lab.kept",
     "lab.store",
     "lab.chains",
     "lab.reader",

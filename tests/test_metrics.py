@@ -7,7 +7,7 @@ from torch import nn
 
 from ppr_core.connectivity import path, point
 from ppr_core.data.images import ImageSet
-from ppr_core.errors import DataError
+from ppr_core.errors import ConfigError, DataError
 from ppr_core.metrics import (
     attack_success_rate,
     clean_accuracy,
@@ -39,6 +39,13 @@ def test_constant_classifiers():
     assert set(stamped.labels.tolist()) == {0}
     assert evaluate(Always(0), data, stamped) == {"c_acc": 25.0, "asr": 100.0}
     assert evaluate(Always(2), data, stamped) == {"c_acc": 25.0, "asr": 0.0}
+
+
+def test_logits_that_are_nan_are_no_answer():
+    data, broken = tiny_set(40), Always(0)
+    broken.answer.data[2] = float("nan")
+    with pytest.raises(ConfigError, match="got NaN for 40 of 40 images"):
+        clean_accuracy(broken, data)
 
 
 @pytest.mark.parametrize(("classes", "kept"), [(10, 9000), (100, 9900), (200, 9950)])

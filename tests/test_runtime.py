@@ -1,7 +1,21 @@
+import re
+import subprocess
+import sys
+import time
+
+import psutil
 import pytest
 import torch
 
-from ppr_core.runtime import autocast, cpu_has_bf16, free_cores, in_bf16, session, set_threads
+from ppr_core.runtime import (
+    autocast,
+    cpu_has_bf16,
+    free_cores,
+    in_bf16,
+    rivals,
+    session,
+    set_threads,
+)
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -40,3 +54,19 @@ def test_a_cpu_computes_with_one_thread_unless_omp_num_threads_says_otherwise(mo
             assert set_threads(CPU) == torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_busy_rival_is_said():
+    own = psutil.Process()
+    cores = own.cpu_affinity()
+    own.cpu_affinity(cores[:1])
+    rival = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        time.sleep(0.1)
+        assert re.match(r"other processes leave 0\.\d of 1 cores to 2 thread\(s\)", rivals(2))
+        assert rivals(1)
+        assert rivals(0) == ""
+    finally:
+        own.cpu_affinity(cores)
+        rival.kill()
+        rival.wait()

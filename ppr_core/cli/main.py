@@ -1,6 +1,7 @@
 """The command line: `python -m ppr_core ...`, also installed as `ppr`."""
 
 import argparse
+import errno
 import logging
 import os
 import signal
@@ -12,6 +13,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from ppr_core.cli import doctor, evaluate, judge, listings, scan, servers, study
 from ppr_core.errors import CheckpointError, ConfigError, DataError, StoreError
+
+FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # what a full disk says
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,6 +46,12 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `ppr list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        mend = "free some disk and start again (finished stages are kept)"
+        print(f"error: expected room on the disk, got: {error}; {mend}", file=sys.stderr)
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:

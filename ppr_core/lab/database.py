@@ -1,7 +1,9 @@
 """The SQLite file of a local store: made whole or not at all, mended, and moved with its folder."""
 
 import atexit
+import functools
 import os
+import re
 import shutil
 import sqlite3
 import tempfile
@@ -48,7 +50,10 @@ def prepare(folder: Path) -> str:
             # stand in the write-ahead log.
             for part in folder.glob("mlflow.db*"):
                 shutil.copyfile(part, copy / part.name)
+            _need_same_schema(copy / path.name, path)
             return f"sqlite:///{copy}/mlflow.db"
+        if path.exists():
+            _need_same_schema(path, path)
         (folder / "artifacts").mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
             if path.exists() and _half_made(path):
@@ -73,6 +78,51 @@ def _make(path: Path) -> None:
     part.rename(path)
     with closing(sqlite3.connect(path)) as base:
         base.execute("PRAGMA journal_mode=WAL")
+
+
+def _need_same_schema(file: Path, path: Path) -> None:
+    """Raise StoreError for the database of another MLflow version, before anything touches it.
+
+    MLflow itself would migrate some older ones in place, and calls newer ones out of date.
+
+    Args:
+        file: that is looked at.
+        path: of the database that errors name.
+    """
+    known, newest = _schemas()
+    with closing(sqlite3.connect(file, timeout=BUSY_S)) as base:
+        names = {name for (name,) in base.execute("SELECT name FROM sqlite_master")}
+        rows: list[tuple[str]] = []
+        if "alembic_version" in names:
+            rows = base.execute("SELECT version_num FROM alembic_version").fetchall()
+    found = {version for (version,) in rows}
+    older = found <= known
+    mend = (
+        f"keep a copy of that file and run `python -m mlflow db upgrade sqlite:///{path}`"
+        if older
+        else "install that MLflow version"
+    )
+    need(
+        not found or not newest or found == {newest},
+        f"expected a database of MLflow {mlflow.__version__} in {path}, got one of "
+        f"{'an older' if older else 'a newer'} version (schema {', '.join(sorted(found))}, not "
+        f"{newest}); {mend}, or name another store in PPR_STORE",
+        StoreError,
+    )
+
+
+@functools.cache
+def _schemas() -> tuple[set[str], str]:
+    """Return the schemas that the installed MLflow knows, and its newest, "" if that is unclear.
+
+    As its migrations name them; Alembic, which imports them all, takes two seconds for it.
+    """
+    folder = Path(str(mlflow.__file__)).parent / "store" / "db_migrations" / "versions"
+    texts = [file.read_text(encoding="utf-8") for file in folder.glob("*.py")]
+    named = [dict(re.findall(r'^(\w*revision) = "(\w+)"', text, re.MULTILINE)) for text in texts]
+    known = {one["revision"] for one in named if "revision" in one}
+    heads = known - {one.get("down_revision", "") for one in named}
+    return known, heads.pop() if len(heads) == 1 else ""
 
 
 def _half_made(path: Path) -> bool:

@@ -1,6 +1,8 @@
 """Computing a study's stages over a store: each once, then read back."""
 
+import contextlib
 import inspect
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +14,7 @@ from ppr_core.attacks import Trigger
 from ppr_core.attacks.base import prepared
 from ppr_core.bench import weights_of
 from ppr_core.config import derive
-from ppr_core.errors import need
+from ppr_core.errors import CheckpointError, StoreError, need
 from ppr_core.lab.graph import Stage
 from ppr_core.lab.measures import Measure
 from ppr_core.lab.reader import LEARNT, Reader
@@ -21,6 +23,8 @@ from ppr_core.method import Cost, Result, measuring
 from ppr_core.metrics import attack_success_rate, clean_accuracy, evaluate, triggered
 from ppr_core.runtime import Record, session
 from ppr_core.weights import under
+
+log = logging.getLogger(__name__)
 
 CURVE_IMAGES = 500  # test images behind each point of a training curve
 LOG_EVERY_S = 5.0  # epochs are logged in batches: a request each would slow short trainings
@@ -50,6 +54,27 @@ class Lab(Reader):
             self.result(parent)
         with self.store.owned(stage.key):  # of two that want it, one computes it
             return self.store.find(stage.key) or self.computed(stage)
+
+    def replace(self, stage: Stage, run: Run, error: CheckpointError) -> Run:
+        """Compute a stage anew whose result is damaged, and say so; the damaged run stays."""
+        self._retire(run, error)
+        return self.compute(stage)
+
+    def holds(self, stage: Stage) -> bool:
+        """Say whether the store holds a stage's result; a damaged one is retired, and said."""
+        run = self.store.find(stage.key)
+        if run is None:
+            return False
+        try:
+            self.store.check(run)
+        except CheckpointError as error:
+            self._retire(run, error)
+            return False
+        return True
+
+    def _retire(self, run: Run, error: CheckpointError) -> None:
+        self.store.retire(run, str(error))
+        log.warning("%s is computed anew: %s", run.info.run_name, str(error).partition(";")[0])
 
     def computed(self, stage: Stage) -> Run:
         """Compute a stage that this process owns and whose parents are there; return its run."""
@@ -95,8 +120,9 @@ class Lab(Reader):
             self.store.finish(run_id, "KILLED")
             raise
         except BaseException as error:
-            self.store.log(run_id, tags={"error": f"{type(error).__name__}: {error}"[:4000]})
-            self.store.finish(run_id, "FAILED")
+            with contextlib.suppress(StoreError):  # a store that fails cannot keep that it does
+                self.store.log(run_id, tags={"error": f"{type(error).__name__}: {error}"[:4000]})
+                self.store.finish(run_id, "FAILED")
             raise
         self.store.finish(run_id)
         self.store.drop_scratch(stage.key)

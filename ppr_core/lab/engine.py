@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ppr_core.attacks import Attack
 from ppr_core.config import Settings
 from ppr_core.defenses import Defense
-from ppr_core.errors import ConfigError, need
+from ppr_core.errors import ConfigError, StoreError, need
 from ppr_core.lab import places, turns
 from ppr_core.lab.checks import check
 from ppr_core.lab.desk import Lab
@@ -23,7 +23,7 @@ from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import Store
 from ppr_core.lab.turns import Failures
 from ppr_core.reactivation.retuning import Retuning
-from ppr_core.runtime import Record, set_threads
+from ppr_core.runtime import Record, rivals, set_threads
 from ppr_core.training.fit import Schedule
 
 Backend = Literal["local", "ray"]
@@ -61,6 +61,7 @@ def run(
 
     Raises:
         ConfigError: a share that cannot be had, or one without Ray; workers beside Ray's own.
+        StoreError: the store cannot be written any more; the next start goes on from there.
     """
     need(0 < gpu_share <= 1, f"expected a GPU share above 0 and up to 1, got {gpu_share}")
     need(
@@ -78,7 +79,7 @@ def run(
     if closed:
         print(f"closed {closed} run(s) of a killed start; going on from their checkpoints")
     stages = plan.stages() if wanted is None else with_parents(wanted)
-    waiting = [stage for stage in stages if not lab.cached(stage)]
+    waiting = [stage for stage in stages if not lab.holds(stage)]
     if not waiting:
         return {}
     bar = _Bar(waiting)
@@ -89,6 +90,8 @@ def run(
         if workers is None:
             enough = plan.device.type == "cpu" and bar.total > WORTH
             workers = min(turns.most(threads), len(waiting)) if enough else 1
+        if told := rivals(threads * workers):
+            print(told, flush=True)
         lab.report = bar.epoch
 
         def end(stage: Stage, reason: str | None, here: bool) -> None:
@@ -166,6 +169,8 @@ def _outcome(done: Any, stage: Stage, failures: Failures) -> str | None:
 
     try:
         return ray.get(done)
+    except StoreError as error:  # Ray's text is the worker's whole traceback
+        raise StoreError(str(getattr(error, "cause", error))) from None
     # Killed at every attempt, most often for memory. What waits for the stage gets its error.
     except (NodeDiedError, OutOfMemoryError, WorkerCrashedError) as error:
         text = str(error).strip().partition("\n")[0]
@@ -180,6 +185,8 @@ def _remote(stage: Stage, *before: str | None) -> str | None:
     torch.set_num_threads(1)  # a process a core
     try:
         _lab().result(stage)
+    except StoreError:
+        raise
     except turns.FAILURES as error:
         return f"{type(error).__name__}: {error}"
     finally:

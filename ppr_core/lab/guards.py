@@ -2,7 +2,9 @@
 
 import functools
 import os
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from mlflow.exceptions import MlflowException
@@ -11,23 +13,37 @@ from ppr_core.errors import StoreError, need
 
 USERS_TRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES" in os.environ
 START_TRIES, HTTP_TRIES = 3, 5  # of a request to a server: about 12 s at first, a minute later
+ROOM_B = 2**20  # with less left on its disk, a store that fails fails for that
 
 
 def as_store_error(method: Callable) -> Callable:
-    """Turn what MLflow raises inside a method of Store into one StoreError."""
+    """Turn what MLflow and the disk raise inside a method of Store into one StoreError."""
 
     @functools.wraps(method)
     def guarded(self: Any, *args: Any, **named: Any) -> Any:
         try:
             return method(self, *args, **named)
-        except MlflowException as error:
-            reason = str(error).splitlines()[0]
-            raise StoreError(
-                f"expected the store {self.uri} to answer, got: {reason}; end what locks it, or "
-                "name another store in PPR_STORE (finished stages are kept)"
-            ) from None
+        except (MlflowException, OSError) as error:
+            raise StoreError(told(self.uri, self.folder, error)) from None
 
     return guarded
+
+
+def told(uri: str, folder: Path, error: Exception) -> str:
+    """Return in one line what a store failed with, and how that is mended."""
+    reason = str(error).partition("\n")[0]
+    local = uri.startswith("sqlite:")
+    full = any(words in reason for words in ("disk is full", "No space left", "quota exceeded"))
+    if full or (local and folder.is_dir() and shutil.disk_usage(folder).free < ROOM_B):
+        return (
+            f"expected room in the store {uri}, got: {reason}; free some disk and start again "
+            "(finished stages are kept)"
+        )
+    mend = "end what locks it" if local else "see that its server runs"
+    return (
+        f"expected the store {uri} to answer, got: {reason}; {mend}, or name another store in "
+        "PPR_STORE (finished stages are kept)"
+    )
 
 
 def writing(method: Callable) -> Callable:
@@ -52,11 +68,9 @@ def http_tries(count: int) -> None:
         os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = str(count)
 
 
-def quoted(value: str) -> str:
-    """Return a value as MLflow's filters read it; they have no way to escape a quote."""
-    need(
-        "'" not in value or '"' not in value,
-        f"expected a name with one kind of quotes at the most, got {value}",
-        StoreError,
-    )
-    return f'"{value}"' if "'" in value else f"'{value}'"
+def asked(tag: str, value: str) -> str:
+    """Return the MLflow filter of a tag's value; "" where it has no way to write that value."""
+    if "'" in value and '"' in value:
+        return ""
+    mark = '"' if "'" in value else "'"
+    return f"tags.`{tag}` = {mark}{value}{mark}"

@@ -5,16 +5,18 @@ import socket
 import subprocess
 
 import psutil
+import torch
 
 from ppr_core.lab.places import ROOT
 
 
 def marks() -> dict[str, str]:
-    """Return the tags that say which process of which machine computes, by which commit."""
+    """Return the tags that say which process of which machine computes, how, by which commit."""
     process = psutil.Process()
     return {
         "ppr.host": socket.gethostname(),
         "ppr.process": f"{process.pid}:{process.create_time():.0f}",
+        "ppr.threads": str(torch.get_num_threads()),
         "mlflow.source.name": "ppr_core",
         "mlflow.source.git.commit": commit(),
     }

@@ -5,7 +5,7 @@ from torch import Tensor
 from ppr_core.attacks import Trigger
 from ppr_core.data.images import ImageSet
 from ppr_core.defenses import Defense
-from ppr_core.errors import StoreError
+from ppr_core.errors import CheckpointError, StoreError
 from ppr_core.lab.graph import Stage
 from ppr_core.lab.store import Run, Store
 from ppr_core.method import Result
@@ -36,9 +36,13 @@ class Reader:
         """Return a stage's result."""
         if stage.key not in self._read:
             run = self.store.find(stage.key) or self.compute(stage)
+            try:
+                result = self.store.load(run)
+            except CheckpointError as error:
+                result = self.store.load(self.replace(stage, run, error))
             if len(self._read) >= 64:  # a few hundred MB of weights at the most
                 self._read.pop(next(iter(self._read)))
-            self._read[stage.key] = self.store.load(run)
+            self._read[stage.key] = result
         return self._read[stage.key]
 
     def compute(self, stage: Stage) -> Run:
@@ -48,6 +52,10 @@ class Reader:
             StoreError: nothing is computed here.
         """
         raise StoreError(f"expected the stage {stage.name} in {self.store.uri}, got none; run it")
+
+    def replace(self, stage: Stage, run: Run, error: CheckpointError) -> Run:
+        """Return another run of a stage whose result is damaged; who only reads has none."""
+        raise error
 
     def model(self, stage: Stage) -> Network:
         """Return the classifier that a stage left behind, in eval mode, on the study's device."""

@@ -1,6 +1,5 @@
 """Runs, results and artifacts in one MLflow store; the only importer of mlflow."""
 
-import json
 import logging
 import os
 import shutil
@@ -13,27 +12,28 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import safetensors.torch
 from filelock import FileLock, Timeout
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from safetensors import SafetensorError
 
 from ppr_core.errors import CheckpointError, StoreError, need
+from ppr_core.lab import kept
 from ppr_core.lab.database import prepare
-from ppr_core.lab.guards import HTTP_TRIES, START_TRIES, as_store_error, http_tries, quoted, writing
+from ppr_core.lab.guards import HTTP_TRIES, START_TRIES, as_store_error, asked, http_tries, writing
 from ppr_core.lab.marks import alive, marks
 from ppr_core.lab.places import results_folder
 from ppr_core.method import Result
 from ppr_core.runtime import Record
-from ppr_core.weights import sha256
 
 for _noisy in ("mlflow", "alembic"):  # the migrations of a fresh store are nobody's news
     logging.getLogger(_noisy).setLevel(logging.WARNING)
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what it also raises
 logging.getLogger("urllib3").setLevel(logging.ERROR)  # each try of a request that is tried again
 
 PARAM_LIMIT = 6000  # characters of one MLflow parameter
 BATCH_LIMIT = 1000  # metrics in one MLflow request
+RESULT = "result"  # a run's folder of a stage's result
 TRIES = 3  # of what fails only where another process does the same at the same moment
 
 
@@ -85,15 +85,15 @@ class Store:
             ids = [self.experiment(experiment)]
         else:
             ids = [found.experiment_id for found in self.client.search_experiments()]
-        parts = [query] if query else []
-        parts += [f"tags.`ppr.{name}` = {quoted(value)}" for name, value in tags.items()]
+        wanted = {f"ppr.{name}": value for name, value in tags.items()}
+        parts = [query, *(asked(tag, value) for tag, value in wanted.items())]
         runs: list[Run] = []
         token = None
         while True:
             page = self.client.search_runs(
-                ids, " and ".join(parts), ViewType.ACTIVE_ONLY, 1000, page_token=token
+                ids, " and ".join(filter(None, parts)), ViewType.ACTIVE_ONLY, 1000, page_token=token
             )
-            runs += page
+            runs += [run for run in page if wanted.items() <= run.data.tags.items()]
             token = page.token
             if not token:
                 return runs
@@ -229,29 +229,22 @@ class Store:
     # -- results and artifacts ---------------------------------------------------------------
 
     def save(self, run_id: str, result: Result) -> None:
-        """Store a stage's result: tensors as safetensors, the rest as JSON with their sha256.
+        """Store a stage's result, whole or not at all.
 
         Raises:
             StoreError: the artifacts cannot be written (a full disk, a read-only folder).
         """
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / "tensors.safetensors"
-            tensors = {name: t.detach().cpu().contiguous() for name, t in result.tensors.items()}
-            content = {
-                "info": result.info,
-                "metrics": result.metrics,
-                "history": result.history,
-            }
-            try:
-                safetensors.torch.save_file(tensors, path)
-                content["sha256"] = sha256(path)
-                (Path(scratch) / "result.json").write_text(json.dumps(content, indent=1))
-                self.client.log_artifacts(run_id, scratch, "result")
-            except (OSError, SafetensorError, MlflowException) as error:
-                raise StoreError(
-                    f"expected room for the result of run {run_id}, got: {error}; free some disk "
-                    "and start again (finished stages are kept)"
-                ) from None
+        try:
+            with tempfile.TemporaryDirectory() as scratch:
+                kept.write(Path(scratch), result)
+                self.client.log_artifacts(run_id, scratch, RESULT)
+        except (OSError, SafetensorError, MlflowException) as error:
+            if self.local:
+                shutil.rmtree(self.artifacts(run_id, RESULT), ignore_errors=True)
+            raise StoreError(
+                f"expected room for the result of run {run_id}, got: {error}; free some disk "
+                "and start again (finished stages are kept)"
+            ) from None
 
     def load(self, run: Run) -> Result:
         """Read a stage's result back, its tensors checked against their sha256.
@@ -259,46 +252,57 @@ class Store:
         Raises:
             CheckpointError: the files are missing or damaged.
         """
-        folder = self.artifacts(run.info.run_id, "result")
-        mend = f"delete run {run.info.run_id} ({run.info.run_name}) and start again"
-        try:
-            content = json.loads((folder / "result.json").read_text())
-            path = folder / "tensors.safetensors"
-            found = sha256(path)
-            need(
-                found == content["sha256"],
-                f"expected sha256 {content['sha256']} of {path}, got {found}; {mend}",
-                CheckpointError,
-            )
-            tensors = safetensors.torch.load_file(path)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise CheckpointError(
-                f"expected a stage's result in {folder}, got: {error}; {mend}"
-            ) from None
-        return Result(tensors, content["info"], content["metrics"], content["history"])
+        return kept.read(self.artifacts(run.info.run_id, RESULT), named(run))
 
     def summary(self, run: Run) -> Result:
-        """Read a stage's figures and history back, without its tensors."""
-        path = self.artifacts(run.info.run_id, "result/result.json")
-        content = json.loads(path.read_text())
-        return Result({}, content["info"], content["metrics"], content["history"])
+        """Read a stage's figures and history back, without its tensors; errors as of `load`."""
+        return kept.figures(self.artifacts(run.info.run_id, f"{RESULT}/{kept.FIGURES}"), named(run))
+
+    def check(self, run: Run) -> None:
+        """Raise CheckpointError where a result is missing or cut off; a server's is not fetched."""
+        if self.local:
+            kept.check(self.artifacts(run.info.run_id, RESULT), named(run))
+
+    @writing
+    def retire(self, run: Run, reason: str) -> None:
+        """Let a run whose result is damaged count as failed: nothing reads it any more.
+
+        Raises:
+            StoreError: no result of the store is there, so that they may come back.
+        """
+        places = self.folder / "artifacts"
+        need(
+            not self.local or any(places.iterdir()),
+            f"expected the results of the store in {places}, got an empty folder; put them back, "
+            f"or delete {self.folder / 'mlflow.db'} to begin anew",
+            StoreError,
+        )
+        self.log(run.info.run_id, tags={"error": reason[:4000]})
+        self.finish(run.info.run_id, "FAILED")
 
     def artifacts(self, run_id: str, name: str = "") -> Path:
-        """Return a local folder (or file) with a run's artifacts; a server's are downloaded."""
+        """Return a local folder (or file) with a run's artifacts; a server's are downloaded.
+
+        Raises:
+            CheckpointError: a server has no such artifacts.
+            StoreError: it does not answer.
+        """
         uri = self.client.get_run(run_id).info.artifact_uri
         if uri.startswith("/"):  # anything else, such as mlflow-artifacts:/..., is a server's
             return Path(uri) / name
         try:
-            return Path(
-                mlflow.artifacts.download_artifacts(
-                    run_id=run_id, artifact_path=name, tracking_uri=self.uri
-                )
+            place = mlflow.artifacts.download_artifacts(
+                run_id=run_id, artifact_path=name, tracking_uri=self.uri
             )
         except (OSError, MlflowException) as error:
-            raise CheckpointError(
-                f"expected artifacts {name!r} of run {run_id}, got: {error}; delete that run and "
-                "start again"
-            ) from None
+            raise self._missing(run_id, name, error) from None
+        return Path(place)
+
+    @as_store_error
+    def _missing(self, run_id: str, name: str, error: Exception) -> CheckpointError:
+        """Return the error of artifacts that a server, which answers, does not give."""
+        self.client.list_artifacts(run_id)
+        return CheckpointError(f"expected artifacts {name!r} of run {run_id}, got: {error}")
 
     @writing
     def attach(self, run_id: str, path: Path, folder: str | None = None) -> None:
@@ -309,6 +313,7 @@ class Store:
         """Return the folder for the epoch checkpoints of a stage that is being computed."""
         return self.folder / "scratch" / key
 
+    @writing
     @contextmanager
     def owned(self, key: str, *, wait: bool = True) -> Iterator[bool]:
         """Hold the right to compute a stage; say whether it could be had.
@@ -332,3 +337,8 @@ class Store:
     def drop_scratch(self, key: str) -> None:
         """Remove a finished stage's epoch checkpoints."""
         shutil.rmtree(self.scratch(key), ignore_errors=True)
+
+
+def named(run: Run) -> str:
+    """Return how errors name a run: by its stage."""
+    return run.info.run_name or run.info.run_id

@@ -14,7 +14,7 @@ from typing import Self
 
 import psutil
 
-from ppr_core.errors import ConfigError, DataError
+from ppr_core.errors import ConfigError, DataError, StoreError
 from ppr_core.lab.desk import Lab
 from ppr_core.lab.graph import Stage
 from ppr_core.lab.places import PACKAGE
@@ -84,6 +84,8 @@ def attempt(lab: Lab, stage: Stage) -> str | None:
     """Compute a stage that this process owns; return why it failed, or None."""
     try:
         lab.computed(stage)
+    except StoreError:  # no other stage would do better
+        raise
     except FAILURES as error:  # kept as a FAILED run
         return f"{type(error).__name__}: {error}"
     return None
@@ -155,7 +157,7 @@ def main() -> int:
     """Take turns at the study that standard input names, until all is done or it ends."""
     task = json.loads(sys.stdin.readline())
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt, StoreError):  # who started it meets the latter too
         threading.Thread(target=_end_with_parent, daemon=True).start()
         plan = Plan(Study(**task["study"]))
         set_threads(plan.device)

@@ -1,5 +1,6 @@
 """The cells of the reactivation battery: one tuning each, over data that they share."""
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -168,10 +169,11 @@ class Bench:
 
     def _rates(self, model: nn.Module) -> dict[str, Any]:
         """Return P-ASR and C-Acc; none of a diverged model, whose first class is no answer."""
-        if not _finite(model):
-            return {"p_asr": None, "c_acc": None}
-        p_asr = attack_success_rate(model, self.stamped)
-        return {"p_asr": p_asr, "c_acc": clean_accuracy(model, self.test)}
+        if _finite(model):
+            with contextlib.suppress(ConfigError):  # of logits that are NaN
+                p_asr = attack_success_rate(model, self.stamped)
+                return {"p_asr": p_asr, "c_acc": clean_accuracy(model, self.test)}
+        return {"p_asr": None, "c_acc": None}
 
 
 def weakened(stamped: ImageSet, originals: Tensor, strength: float) -> ImageSet:

@@ -1,18 +1,24 @@
 """What is wrong with a study's rows before any verdict, as `reactivation.gates` decides."""
 
 import json
+import logging
 from typing import Any
 
 import pandas as pd
 
+from ppr_core.errors import CheckpointError
 from ppr_core.lab.graph import CLEAN, NO_ATTACK, NO_DEFENSE, Stage
 from ppr_core.lab.store import Run, Store
+from ppr_core.method import Result
 from ppr_core.reactivation.gates import Evidence, Gates
+
+log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
 MARK = " | "  # between the sentences of one row
 NO_VERDICT = "no verdict."  # in every line of `listed`
+DAMAGED = "Its result is damaged"  # what a row says whose defense's warnings cannot be read
 
 
 def failed(rows: list[Row], doubts: list[list[str]], classes: int | None) -> list[str]:
@@ -42,13 +48,28 @@ def failed(rows: list[Row], doubts: list[list[str]], classes: int | None) -> lis
             warnings=warnings,
         )
         known = row["attack"] != NO_ATTACK and _known(row, "o_asr") is not None
-        said.append(MARK.join(check(evidence)) if known else "")
+        damaged = [text for text in warnings if text.startswith(DAMAGED)]
+        said.append(MARK.join([*damaged, *(check(evidence) if known else [])]))
     return said
 
 
 def warnings_of(store: Store, run: Run | None) -> list[str]:
-    """Return what a defense warned of."""
-    return list(store.summary(run).info.get("warnings", [])) if run else []
+    """Return what a defense warned of; that a result is damaged where that cannot be read."""
+    if run is None:
+        return []
+    try:
+        return list(store.summary(run).info.get("warnings", []))
+    except CheckpointError as error:
+        return [f"{DAMAGED}: {error}"]
+
+
+def kept(store: Store, run: Run | None) -> Result:
+    """Return the figures and curves of a run; of a damaged one, or of none, an empty result."""
+    try:
+        return store.summary(run) if run else Result()
+    except CheckpointError as error:
+        log.warning("left out: %s", error)
+        return Result()
 
 
 def classes_of(store: Store, stages: list[Stage]) -> int | None:

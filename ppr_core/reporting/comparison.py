@@ -11,7 +11,7 @@ import pandas as pd
 from ppr_core.config import digest
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import Store
-from ppr_core.reporting import results
+from ppr_core.reporting import checks, results
 from ppr_core.reporting.checks import MARK
 from ppr_core.reporting.results import COLOURS, FIGURES, cells, label
 
@@ -96,7 +96,7 @@ def _log_cell(plan: Plan, store: Store, row: pd.Series, logged: list[str]) -> st
         colour=row["colour"],
     )
     if "p_asr" in figures:
-        before = store.summary(store.held(row["last"])).history[:-1]
+        before = checks.kept(store, store.held(row["last"])).history[:-1]
         for column, name in EPOCHS.items():  # the last value is the one that tables show
             course = [round(record[name], 2) for record in before]
             figures[column] = [*course, figures[column]]

@@ -40,6 +40,15 @@ def stages(plan: Plan, label: str) -> list[Stage]:
     return found
 
 
+def settings_of(batteries: list[Stage]) -> str:
+    """Return a digest of all that a submission depends on; its seeds among them.
+
+    Args:
+        batteries: of one attack, see `stages`.
+    """
+    return digest([stage.key for stage in batteries])
+
+
 def judge(plan: Plan, lab: Lab, label: str, name: str = "") -> list[Submission]:
     """Return what the battery says of a defense, a submission an attack; compute what is missing.
 
@@ -73,7 +82,7 @@ def _judged(plan: Plan, lab: Lab, stages: list[Stage], name: str) -> Submission:
         defense=name,
         attack=first.attack,
         track=plan.study.name,
-        settings_digest=digest([stage.key for stage in stages]),
+        settings_digest=settings_of(stages),
         battery=digest(identity(stages[0].method)),
         oracle=plan.oracle(first),
         victim_c_acc=statistics.fmean(before),

@@ -2,6 +2,7 @@
 
 import base64
 import platform
+import tempfile
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +26,8 @@ TEMPLATE = "report.html.j2"
 
 def write(plan: Plan, store: Store, evidence: Evidence) -> Path:
     """Write a study's report into the store's folder, and log it to MLflow.
+
+    That of a store that can only be read goes into a temporary folder, and is not logged.
 
     Args:
         plan: of the study.
@@ -62,6 +65,10 @@ def write(plan: Plan, store: Store, evidence: Evidence) -> Path:
         failed=rows[rows["status"] != "done"].to_dict("records"),
         machine=_machine(plan),
     )
+    if store.readonly:
+        path = Path(tempfile.mkdtemp(prefix="ppr-report-")) / f"{plan.study.name}.html"
+        path.write_text(html)
+        return path
     path = store.folder / "reports" / f"{plan.study.name}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     with store.owned(f"report-{digest(plan.study.name)[:12]}"):  # two starts take turns

@@ -299,7 +299,7 @@ def histories(plan: Plan, store: Store, kind: str) -> pd.DataFrame:
     rows, cells = [], []
     for stage in plan.stages():
         run = store.find(stage.key) if stage.kind == kind else None
-        history = store.summary(run).history if run else []
+        history = checks.kept(store, run).history
         rows += [{**record, **_about(plan, stage.cell)} for record in history]
         cells += [stage.cell] * len(history)
     return _named(plan, rows, cells)
@@ -340,7 +340,7 @@ def _points(plan: Plan, store: Store, curve: str, **unless_said: Any) -> pd.Data
         run = store.find(stage.key) if wanted else None
         about = {**_about(plan, stage.cell), **unless_said}
         about |= dict(stage.method.about) if run else {}
-        for point in store.summary(run).info["rows"] if run else ():
+        for point in checks.kept(store, run).info.get("rows", ()):
             rows.append({**about, **point})
             cells.append(
                 stage.cell.but(defense=point["source"]) if "source" in point else stage.cell

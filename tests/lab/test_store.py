@@ -67,11 +67,42 @@ def test_a_damaged_result_is_named(store):
     run = kept(store)
     path = store.artifacts(run, "result") / "tensors.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(CheckpointError, match=f"expected sha256 .*delete run {run}"):
+    store.check(store.find("k1"))  # the content is left unread
+    with pytest.raises(CheckpointError, match="expected sha256 .*start the study of a stage again"):
         store.load(store.find("k1"))
-    path.unlink()
+    path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match="expected a stage's result"):
-        store.load(store.find("k1"))
+        store.check(store.find("k1"))
+    path.unlink()
+    for look in (store.load, store.check):
+        with pytest.raises(CheckpointError, match="expected a stage's result"):
+            look(store.find("k1"))
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[1]", "{}", '{"info": [], "metrics": 1}'])
+def test_damaged_figures_are_named(store, content):
+    path = store.artifacts(kept(store), "result") / "result.json"
+    path.unlink() if content is None else path.write_text(content)
+    for look in (store.load, store.summary, store.check):
+        with pytest.raises(CheckpointError, match="expected a stage's result in .*result.json"):
+            look(store.find("k1"))
+
+
+def test_a_retired_run_is_read_no_more_and_stays(store):
+    run = kept(store)
+    store.retire(store.find("k1"), "damaged")
+    assert store.find("k1") is None
+    assert store.client.get_run(run).info.status == "FAILED"
+    assert store.client.get_run(run).data.tags["ppr.error"] == "damaged"
+
+
+def test_a_store_without_its_results_retires_none(store):
+    kept(store)
+    shutil.rmtree(store.folder / "artifacts")
+    (store.folder / "artifacts").mkdir()
+    with pytest.raises(StoreError, match="got an empty folder; put them back"):
+        store.retire(store.find("k1"), "missing")
+    assert store.find("k1")
 
 
 def test_a_killed_runs_status_is_mended(store):
@@ -250,3 +281,24 @@ def test_a_database_with_runs_is_never_set_aside(store):
     with sqlite3.connect(store.folder / "mlflow.db") as base:
         base.execute("CREATE TABLE _alembic_tmp_experiments (x INTEGER)")
     assert Store(store.folder).find("k1") is not None
+
+
+@pytest.mark.parametrize(
+    ("schema", "told"),
+    [
+        ("0584bdc529eb", "an older version .*keep a copy of that file and run `python -m mlflow"),
+        ("ffffffffffff", "a newer version .*install that MLflow version"),
+    ],
+)
+def test_a_database_of_another_mlflow_version_is_one_line_and_stays_as_it_is(
+    store_template, tmp_path, schema, told
+):
+    folder = shutil.copytree(store_template, tmp_path / "moved")
+    with sqlite3.connect(folder / "mlflow.db") as base:
+        base.execute("UPDATE alembic_version SET version_num = ?", (schema,))
+        base.execute("DROP TABLE spans")  # MLflow would migrate what lacks one
+        before = [*base.iterdump()]
+    with pytest.raises(StoreError, match=f"expected a database of MLflow .* got one of {told}"):
+        Store(folder)
+    with sqlite3.connect(folder / "mlflow.db") as base:
+        assert [*base.iterdump()] == before

@@ -1,5 +1,6 @@
 import contextlib
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch.nn import functional as F
 from ppr_core.data.images import to_float
 from ppr_core.defenses.finetune import keep_norm
 from ppr_core.defenses.pam import path_gradient
-from ppr_core.errors import CheckpointError, ConfigError
+from ppr_core.errors import ConfigError, StoreError
 from ppr_core.method import measuring
 from ppr_core.runtime import Cost, current, pick_device, session
 from ppr_core.sharpness import sam_gradient
@@ -168,26 +169,67 @@ class Evil:
         return (print, ("a pickle ran",))
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage", "pickle"])
-def test_a_damaged_or_unsafe_checkpoint_is_refused(data, tmp_path, content, capsys):
+def saved(folder, **changes):
+    """The checkpoint of a training that ended, with other values in it."""
+    with session(checkpoint=folder):
+        fit(tiny_model(), tiny_set(), PLAIN, rng=seeded(), resume="train")
+    return {**torch.load(folder / "train.pt"), **changes}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"garbage",
+        {"model": Evil()},
+        {"weights": torch.zeros(3)},
+        [1, 2],
+        {"optimizer": {}},
+        {"rng": torch.zeros(3)},
+        {"history": [{"loss": 0.5}]},
+        {"history": 3},
+        "another model",
+    ],
+    ids=lambda content: str(content)[:16],
+)
+def test_what_is_no_checkpoint_of_a_training_is_ignored_with_a_word(
+    data, tmp_path, content, capsys, caplog
+):
     path = tmp_path / "train.pt"
-    if content == "pickle":
-        torch.save({"model": Evil()}, path)
-    else:
+    if isinstance(content, bytes):
         path.write_bytes(content)
-    with session(checkpoint=tmp_path), pytest.raises(CheckpointError, match="delete that file"):
-        fit(tiny_model(), data, PLAIN, rng=seeded(), resume="train")
+    elif content == "another model":
+        torch.save(saved(tmp_path, model=tiny_model(classes=7).state_dict()), path)
+    else:
+        partly = isinstance(content, dict) and "weights" not in content
+        torch.save(saved(tmp_path, **content) if partly else content, path)
+    whole, begun = tiny_model(), tiny_model()
+    expected = fit(whole, data, PLAIN, rng=seeded())
+    with session(checkpoint=tmp_path):
+        history = fit(begun, data, PLAIN, rng=seeded(), resume="train")
+    assert [r["loss"] for r in history] == [r["loss"] for r in expected]
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(begun.state_dict()[name], tensor), name
+    assert "expected an epoch checkpoint" in caplog.text
+    assert "begins anew" in caplog.text
     assert "a pickle ran" not in capsys.readouterr().out
 
 
-def test_a_checkpoint_of_other_shapes_is_refused(data, tmp_path):
-    with session(checkpoint=tmp_path):
-        fit(tiny_model(classes=4), data, PLAIN, rng=seeded(), resume="train")
+def test_a_checkpoint_without_room_is_one_line_and_the_last_one_stays(data, tmp_path, monkeypatch):
+    def full(state, path):
+        Path(path).write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    before = saved(tmp_path)
+    monkeypatch.setattr(torch, "save", full)
+    longer = PLAIN.replace(epochs=PLAIN.epochs + 1)
     with (
         session(checkpoint=tmp_path),
-        pytest.raises(CheckpointError, match=r"expected linear.weight of shape \(7"),
+        pytest.raises(StoreError, match=r"expected room .* free some disk"),
     ):
-        fit(tiny_model(classes=7), data, PLAIN, rng=seeded(), resume="train")
+        fit(tiny_model(), data, longer, rng=seeded(), resume="train")
+    assert torch.load(tmp_path / "train.pt")["history"] == before["history"]
+    assert [path.name for path in tmp_path.iterdir()] == ["train.pt"]
 
 
 def test_two_resumable_trainings_of_one_name_are_an_error(data, tmp_path):
