@@ -67,6 +67,7 @@ REPORTING = [
     "reporting.claims",
     "reporting.leaderboard",
     "reporting.judging",
+    "reporting.ranking",
     "reporting.boards",
     "reporting.plots",
     "reporting.frames",

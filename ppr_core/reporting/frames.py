@@ -1,9 +1,12 @@
 """Result tables as a notebook shows them: few columns, whole words, the woken in red."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from ppr_core.reporting import results
+from ppr_core.reporting import ranking, results
+from ppr_core.reporting.leaderboard import Submission
 
 WOKEN, ASLEEP = "color: #c0392b; font-weight: 600", "color: #2c7a4b"
 
@@ -30,3 +33,13 @@ def readable(rows: pd.DataFrame) -> Styler:
         )
     frame = pd.DataFrame(lines, columns=["attack", "defense", *heads.values(), "change of ASR"])
     return frame.style.hide(axis="index").apply(lambda _: marks, subset=["change of ASR"])
+
+
+def verdicts(found: Sequence[Submission]) -> Styler:
+    """Return what `judge` says of defenses, a line each: the verdict coloured, with its reason."""
+    frame = ranking.table(found)
+    marks = [ASLEEP if word == "holds" else WOKEN for word in frame["verdict"]]
+    marks = ["" if w == "open" else m for w, m in zip(frame["verdict"], marks, strict=True)]
+    style = frame.style.hide(axis="index").format(precision=1, na_rep="-")
+    style = style.set_properties(subset=["why"], **{"text-align": "left", "max-width": "24rem"})
+    return style.apply(lambda _: marks, subset=["verdict"])

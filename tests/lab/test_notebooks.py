@@ -15,6 +15,7 @@ from ppr_core.lab.places import ROOT
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.study import Study
 from tests.conftest import TINY_PAM, TINY_STUDY
+from tests.lab.test_measures import BATTERY
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -63,7 +64,7 @@ def test_it_opens_with_a_question_and_asks_before_it_answers(path):
     assert "**What do you expect?**" in words
 
 
-SECTIONS = [path for path in NOTEBOOKS if path.stem[:2] in ("01", "02", "03", "04", "05")]
+SECTIONS = [path for path in NOTEBOOKS if path.stem[:2] in ("01", "02", "03", "04", "05", "07")]
 
 
 @pytest.mark.parametrize("path", SECTIONS, ids=lambda path: path.stem)
@@ -114,6 +115,7 @@ STUDY = {
         },
         "path": {"points": 3},
         "connection": {},
+        "battery": BATTERY,
     },
     "notebooks": [path.stem for path in NOTEBOOKS],
 }
