@@ -73,6 +73,7 @@ REPORTING = [
     "reporting.frames",
     "reporting.drawings",
     "reporting.toy",
+    "reporting.captions",
     "reporting.report",
     "reporting.scanned",
     "reporting.stand_in",

@@ -91,7 +91,7 @@ def test_source_is_shown_without_its_docstring():
     from ppr_core.defenses.pam import path_gradient
     from ppr_core.lab.section import source
 
-    shown = source(path_gradient).data
+    shown = source(path_gradient).data.removeprefix("```python\n").removesuffix("\n```")
     assert shown.startswith("def path_gradient(") and "value.backward()" in shown
     assert '"""' not in shown and "\n\n\n" not in shown
     ast.parse(shown)
