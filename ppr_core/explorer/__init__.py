@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from IPython.display import HTML, display
+from IPython.display import HTML, Image, display
 
 from ppr_core.explorer import pages
 from ppr_core.explorer.battery import BatteryPanel
@@ -82,8 +82,10 @@ class Explorer:
             return
         display(HTML(panel.text.value + panel.detail.value))
         if panel.figure is not None:
-            display(self.section.figure(panel.figure, name))
-            self.section.table(panel.table, name)  # kept; the page has said it in words
+            self.section.figure(panel.figure, name)  # kept, as is the table
+            self.section.table(panel.table, name)
+            for picture in panel.shown:  # a figure that pyplot does not know has no picture
+                display(Image(data=picture))
 
 
 def live() -> bool:

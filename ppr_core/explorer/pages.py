@@ -12,8 +12,9 @@ from ppr_core.explorer.live import Sample
 
 SIDE = 64  # of a shown image, CSS pixels
 # Colours of the theme that JupyterLab or Voila has; of a light page where there is none.
-BAD, NOTE = "var(--jp-error-color1, #c0392b)", "var(--jp-ui-font-color2, #5b6775)"
-MARKED, LINE = "var(--jp-layout-color2, #f3f6f9)", "var(--jp-border-color2, #d8dee6)"
+BAD, NOTE = "var(--jp-error-color1, #c0392b)", "var(--jp-ui-font-color2, var(--soft, #5b6775))"
+MARKED = "var(--jp-layout-color2, var(--shade, #f3f6f9))"  # --shade and so on are lab/page's
+LINE = "var(--jp-border-color2, var(--line, #d8dee6))"
 PICTURE = "ppr-picture"  # class of a picture of curves
 # Pictures of curves are drawn on white. A dark theme turns light into dark and keeps the hues.
 STYLE = f"""<style>[data-jp-theme-light="false"] .{PICTURE} {{

@@ -81,6 +81,11 @@ class Panel:
         if self.row.children != shown:
             self.row.children = shown
 
+    @property
+    def shown(self) -> list[bytes]:
+        """The pictures that stand in the panel."""
+        return [child.value for child in self.row.children if isinstance(child, widgets.Image)]
+
     def nothing(self, why: str) -> None:
         """Say why there is nothing to show."""
         self.figure, self.table = None, pd.DataFrame()

@@ -25,8 +25,8 @@ class RhoPanel(Panel):
         self.given = given
         self.job: Job | None = None
         self.followed: Cell | None = None  # the PAM that the slider has chosen for all panels
-        self.compute = widgets.Button(description="Compute this rho", icon="play")
-        self.stop = widgets.Button(description="Cancel", icon="stop", disabled=True)
+        self.compute = widgets.Button(description="▶ Compute this rho")
+        self.stop = widgets.Button(description="■ Cancel", disabled=True)
         self.bar = widgets.FloatProgress(max=1.0, layout=widgets.Layout(width="14rem"))
         self.status = widgets.HTML()
         for widget, name in ((self.compute, "compute"), (self.stop, "cancel"), (self.bar, "bar")):

@@ -11,6 +11,7 @@ from dataclasses import astuple
 import pandas as pd
 import pytest
 import torch
+from IPython.display import HTML, Image
 from ipywidgets import Widget
 from matplotlib.figure import Figure
 
@@ -494,9 +495,12 @@ def test_in_batch_every_panel_shows_a_figure_and_a_table(place, shown, monkeypat
     opened = Explorer("00_explorer", EXPLORED)
     for show in SHOWS:
         getattr(opened, show)()
-    assert sum(isinstance(thing, Figure) for thing in shown) == 3
+    pictures = [thing.data for thing in shown if isinstance(thing, Image)]
+    assert len(pictures) == 4, "rho has two: its curve and the path"
+    assert all(bytes(picture).startswith(PNG) for picture in pictures)
+    assert not any(isinstance(thing, Figure) for thing in shown), "which would be text alone"
     assert not any(isinstance(thing, Widget) for thing in shown), "a slider without a kernel"
-    words = "".join(thing.data for thing in shown if not isinstance(thing, Figure))
+    words = "".join(thing.data for thing in shown if isinstance(thing, HTML))
     assert "It opens with <b>tiny: badnet" in words
     assert "Not measured yet: add <code>battery: {}</code>" in words
     [run] = opened.store.search("tiny", kind="notebook")
