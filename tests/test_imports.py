@@ -51,6 +51,7 @@ LAB = [
     "lab.turns",
     "lab.engine",
     "lab.section",
+    "lab.pages",
     "lab.notebooks",
 ]
 REPORTING = [
@@ -75,6 +76,7 @@ REPORTING = [
     "reporting.toy",
     "reporting.captions",
     "reporting.report",
+    "reporting.book",
     "reporting.scanned",
     "reporting.stand_in",
     "explorer",
@@ -82,6 +84,7 @@ REPORTING = [
     "cli.evaluate",
     "cli.scan",
     "cli.judge",
+    "cli.book",
     "cli.listings",
     "cli.servers",
     "cli.doctor",

@@ -113,11 +113,11 @@ def execute(notebook: Path, plan: Plan, store: Store, *, computed: bool = False)
 
 def _page(notebook: Path) -> Path:
     """Write an executed notebook as an HTML page beside it, which the MLflow UI shows."""
-    from nbconvert import HTMLExporter
+    from ppr_core.lab import pages
 
-    page = notebook.with_suffix(".html")
-    page.write_text(HTMLExporter().from_filename(str(notebook))[0])
-    return page
+    path = notebook.with_suffix(".html")
+    path.write_text(pages.page(notebook))
+    return path
 
 
 def _execute(

@@ -142,6 +142,31 @@ def test_a_study_executes_its_notebooks_and_keeps_what_they_make(store, tmp_path
     out = capsys.readouterr().out
     assert out.count("executed before, nothing has changed") == len(NOTEBOOKS)
     assert len(store.search("tiny")) <= before + 1, "only the report is made anew"
+    check_book(store, tmp_path / "book")
+
+
+def check_book(store, folder):
+    """The gallery of the study just executed: every page there, none of another host."""
+    assert main(["book", "tiny", "unknown", "--out", str(folder)]) == 0
+    assert "unknown" not in {e.name for e in store.client.search_experiments()}
+    names = {f"{path.stem}.html" for path in NOTEBOOKS}
+    assert names | {"index.html", "api.html", "report-tiny.html", "leaderboard.html"} == {
+        path.name for path in folder.glob("*.html")
+    }
+    pages = {path.name: path.read_text() for path in folder.glob("*.html")}
+    for name, html in pages.items():
+        assert not re.search(r"""<(script|link|img)[^>]+(src|href)=["']?(https?:)?//""", html), name
+        for link in re.findall(r'href="([\w.-]+\.(?:html|png))', html):
+            assert (folder / link).is_file(), f"{name} leads to {link}"
+    for name in names - {"00_explorer.html", "06_claims.html"}:
+        assert "<math" in pages[name], name
+    for name in names:
+        assert "&lt;Figure" not in pages[name] and "VBox(" not in pages[name], name
+        assert "Traceback" not in pages[name]
+    assert pages["index.html"].count("<img") >= len(NOTEBOOKS) - 1
+    assert "path_gradient" in pages["05_path_aware_minimization.html"]
+    assert "<code>pam</code>" in pages["api.html"] and "<code>rho</code>" in pages["api.html"]
+    assert "0. Explorer" in pages["index.html"]
 
 
 def test_plain_papermill_works_too(store, tmp_path):
