@@ -94,7 +94,7 @@ def sentences(rows: pd.DataFrame, name: str = "existence") -> list[str]:
 
 
 def asleep(rows: pd.DataFrame) -> list[str]:
-    """Say of each attack how far along the way back its purified models sleep, and what they wake to.
+    """Say of each attack how far its purified models sleep on the way back, and how they wake.
 
     Args:
         rows: `results.cells` of a study that measures "path".
