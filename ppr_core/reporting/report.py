@@ -72,7 +72,8 @@ def write(plan: Plan, store: Store, evidence: Evidence, beside: Sequence[str] = 
         tags = {"kind": "report", "settings": plan.mark}
         for old in store.search(plan.study.name, **tags):
             store.discard(old.info.run_id)
-        run = store.start(plan.study.name, "report", tags=tags)
+        note = "\n\n".join(["The report of this study, one HTML file.", *red, *findings])
+        run = store.start(plan.study.name, "report", tags=tags, note=note)
         store.attach(run, path)
         store.finish(run)
     return path

@@ -151,7 +151,8 @@ def test_a_study_from_the_command_line_to_its_report(study_file, capsys, store):
     assert "http" not in html.replace("http-equiv", ""), "a report needs nothing beside itself"
     assert "ep (oracle)" in html
     assert len(store.search("tiny", kind="cell")) == 4
-    assert len(store.search("tiny", kind="report")) == 1
+    [run] = store.search("tiny", kind="report")
+    assert "badnet: the backdoored model has ASR" in run.data.tags["mlflow.note.content"]
 
 
 def test_report_writes_the_page_that_it_says_and_keeps_one(study_file, capsys, store):

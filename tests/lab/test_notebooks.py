@@ -128,6 +128,7 @@ def test_a_study_executes_its_notebooks_and_keeps_what_they_make(store, tmp_path
     for path in NOTEBOOKS:
         [run] = store.search("tiny", kind="notebook", notebook=path.stem)
         assert run.info.status == "FINISHED"
+        assert "?\n" in run.data.tags["mlflow.note.content"], "its question"
         copy = nbformat.read(store.artifacts(run.info.run_id, path.name), as_version=4)
         assert any(cell.get("outputs") for cell in copy.cells)
         kept = "tables" if path.stem == "06_claims" else "figures"
