@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: study test style lint coverage lab ui dashboard setup screenshots benchmarks clean
+.PHONY: study test style lint coverage lab ui dashboard book setup screenshots benchmarks clean
 
 study: setup  ## the demo study on embedded data, with its report
 	$(BIN)/python -m ppr_core study params/demo.yaml
@@ -29,6 +29,9 @@ ui: setup  ## MLflow UI on 127.0.0.1 over mlruns/
 
 dashboard: setup  ## the explorer as a web page (Voila) on 127.0.0.1, its code hidden
 	$(BIN)/python -m ppr_core dashboard
+
+book: setup  ## a static site from the finished studies, to be read offline: mlruns/book/index.html
+	$(BIN)/python -m ppr_core book
 
 screenshots: setup  ## the README's pictures, from the finished study params/demo.yaml
 	$(BIN)/python -m tests.browser.screenshots

@@ -3,7 +3,9 @@
 import argparse
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from ppr_core.cli.study import own, own_label
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 
     from ppr_core.config import Settings
 
+SHOWN = ("name", "about", "source")  # columns of an overview on a terminal
+NARROW = 8  # characters: no column gives way beyond that
 KINDS = ("attacks", "defenses", "datasets", "models", "measures")
 
 
@@ -75,9 +79,32 @@ def _entry(name: str, cls: type["Settings"]) -> dict[str, str]:
 
 
 def _print_columns(table: "pd.DataFrame") -> None:
-    """Print a table with its last column cut to the terminal's width."""
-    width = shutil.get_terminal_size((160, 24)).columns
-    widths = [max(len(str(v)) for v in [name, *table[name]]) for name in table.columns]
-    for row in [list(table.columns), *table.to_numpy().tolist()]:
-        line = "  ".join(f"{value!s:{size}s}" for value, size in zip(row, widths, strict=True))
-        print(line.rstrip() if not sys.stdout.isatty() else line[:width].rstrip())
+    """Print a table: on a terminal within its width, elsewhere a line a row."""
+    rows = [[str(value) for value in row] for row in (table.columns, *table.to_numpy().tolist())]
+    natural = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    if not sys.stdout.isatty():
+        for row in rows:
+            print(_line(row, natural))
+        return
+    if "settings" in table:  # of one method they are shown by its name
+        rows = [[row[list(table.columns).index(name)] for name in SHOWN] for row in rows]
+        natural = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = fitted(natural, shutil.get_terminal_size((100, 24)).columns - 1)
+    for row in rows:
+        parts = [textwrap.wrap(text, size) for text, size in zip(row, widths, strict=True)]
+        for line in zip_longest(*parts, fillvalue=""):
+            print(_line(line, widths))
+    if "settings" in table:
+        print("\nsettings of one: ppr list KIND NAME; all columns: --format csv")
+
+
+def _line(texts: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(f"{t:{size}s}" for t, size in zip(texts, widths, strict=True)).rstrip()
+
+
+def fitted(widths: Sequence[int], room: int) -> list[int]:
+    """Return widths of columns, two blanks apart, that fit: the widest give way."""
+    found, room = list(widths), room - 2 * (len(widths) - 1)
+    while sum(found) > room and max(found) > NARROW:
+        found[found.index(max(found))] -= 1
+    return found

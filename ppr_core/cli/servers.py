@@ -6,11 +6,18 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from ppr_core.errors import ConfigError, need
-from ppr_core.lab.places import ROOT, environment
+from ppr_core.lab.places import PACKAGE, ROOT, environment
 
 GRACE_S = 5  # that a server has to end by itself
+IDLE_S = 1800  # after which a dashboard's kernel, of a GB, ends
+# What a dashboard's pages may load: nothing of other hosts.
+OWN_HOST = (
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws: wss:; "
+    "frame-ancestors 'self'"
+)
 
 
 def add(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -78,8 +85,22 @@ def _lab(arguments: argparse.Namespace) -> int:
     return serve(command, environment())
 
 
+def voila(notebook: Path, port: int) -> list[str]:
+    """Return the command that serves a notebook as a web page; see `voila_environment`."""
+    culling = {"cull_idle_timeout": IDLE_S, "cull_interval": 60, "cull_connected": True}
+    command = [sys.executable, "-m", "voila", str(notebook), "--template=ppr"]
+    command += ["--Voila.ip=127.0.0.1", f"--port={port}"]
+    command += [f"--MappingKernelManager.{name}={value}" for name, value in culling.items()]
+    settings = {"headers": {"Content-Security-Policy": OWN_HOST}}
+    return [*command, f"--Voila.tornado_settings={settings}"]
+
+
+def voila_environment() -> dict[str, str]:
+    """Return the environment in which Voila finds the template of the explorer's page."""
+    folders = [str(PACKAGE / "explorer" / "share"), os.environ.get("JUPYTER_PATH", "")]
+    return {**environment(), "JUPYTER_PATH": os.pathsep.join(filter(None, folders))}
+
+
 def _dashboard(arguments: argparse.Namespace) -> int:
-    port = free_port(arguments.port)
-    command = [sys.executable, "-m", "voila", str(ROOT / "notebooks" / "00_explorer.ipynb")]
-    command += ["--Voila.ip=127.0.0.1", f"--port={port}", "--token"]
-    return serve(command, environment())
+    command = voila(ROOT / "notebooks" / "00_explorer.ipynb", free_port(arguments.port))
+    return serve([*command, "--token"], voila_environment())

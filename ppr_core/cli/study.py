@@ -3,7 +3,7 @@
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,10 +146,22 @@ def _study(arguments: argparse.Namespace) -> int:
     if arguments.no_notebooks:
         sections = []
     where = {"backend": arguments.engine, "gpu_share": arguments.gpu_share}
-    return compute(plan, store, sections, **where, workers=arguments.workers)
+    where |= {"workers": arguments.workers}
+    return compute(plan, store, sections, _labels(arguments), **where)
 
 
-def compute(plan: "Plan", store: "Store", sections: list[Path], **where: Any) -> int:
+def _labels(arguments: argparse.Namespace) -> list[str]:
+    """Return what the user's own methods of the command line are called."""
+    return [own_label(name) for kind in OWN for name in getattr(arguments, kind)]
+
+
+def compute(
+    plan: "Plan",
+    store: "Store",
+    sections: list[Path],
+    beside: Sequence[str] = (),
+    **where: Any,
+) -> int:
     """Compute a study, print its table, execute its notebooks, write its report."""
     from ppr_core.lab import engine, notebooks
     from ppr_core.lab.desk import Lab
@@ -163,7 +175,7 @@ def compute(plan: "Plan", store: "Store", sections: list[Path], **where: Any) ->
     clock = time.time()
     broken = notebooks.execute_all(sections, plan, store)
     told = time.time() - clock
-    path = report.write(plan, store, claims.gather(plan, store))
+    path = report.write(plan, store, claims.gather(plan, store), beside)
     print(f"time     {_shares({'computing stages': lab.computing, 'notebooks': told})}")
     print(f"report   {path}")
     page = comparison.pages(store, [plan.study.name])[plan.study.name]
@@ -240,7 +252,7 @@ def _report(arguments: argparse.Namespace) -> int:
     if arguments.format in boards.FORMATS:
         print(boards.printed(evidence, arguments.format))
         return 0
-    path = report.write(plan, store, evidence)
+    path = report.write(plan, store, evidence, _labels(arguments))
     if arguments.format == "html":
         print(path)
         return 0

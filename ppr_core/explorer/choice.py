@@ -16,7 +16,8 @@ class Latest:
     """Answers the newest event only; those that it overtook are dropped.
 
     Where an event loop runs (a live kernel) the answer waits a moment, so that events which queued
-    up behind a slow answer meet here; elsewhere it comes at once.
+    up behind a slow answer meet here; elsewhere it comes at once. A further event does not prolong
+    the wait: figures move while a slider is dragged.
 
     Args:
         answer: called without arguments.
@@ -24,21 +25,22 @@ class Latest:
 
     def __init__(self, answer: Callable[[], None]) -> None:
         self.answer = answer
-        self.token = 0
+        self.waiting = False
 
     def __call__(self, *_: object) -> None:
         """Take note of an event."""
-        self.token += 1
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             self.answer()
-        else:
-            loop.call_later(WAIT_S, self._answer, self.token)
+            return
+        if not self.waiting:
+            self.waiting = True
+            loop.call_later(WAIT_S, self._answer)
 
-    def _answer(self, token: int) -> None:
-        if token == self.token:
-            self.answer()
+    def _answer(self) -> None:
+        self.waiting = False
+        self.answer()
 
 
 def in_loop(answer: Callable[..., object]) -> Callable[..., object]:
@@ -59,11 +61,11 @@ class Choice:
 
     def __init__(self, held: dict[str, Held]) -> None:
         self.held = held
-        names = ("study", "attack", "defense", "seed")
+        names = {"study": 12, "attack": 11, "defense": 13, "seed": 7}
         self.menus = [widgets.Dropdown(description=name) for name in names]
-        for menu, name in zip(self.menus, names, strict=True):
-            menu.layout.width = "15rem"
-            menu.style.description_width = "4.2rem"
+        for menu, (name, width) in zip(self.menus, names.items(), strict=True):
+            menu.layout.width = f"{width}rem"
+            menu.style.description_width = "initial"
             menu.add_class(f"ppr-{name}")
             menu.observe(self._changed, "value")
         self._listeners: list[Latest] = []
@@ -87,10 +89,17 @@ class Choice:
         """Call `answer` whenever another model is chosen."""
         self._listeners.append(Latest(answer))
 
-    def renew(self, held: dict[str, Held]) -> None:
-        """Offer what the store holds by now; the choice stays."""
+    def pick(self, cell: Cell) -> None:
+        """Choose another model of the chosen study."""
+        if cell != self.cell:
+            self._fill([self.menus[0].value, *places(cell)])
+            self._tell()
+
+    def renew(self, held: dict[str, Held], cell: Cell | None = None) -> None:
+        """Offer what the store holds by now; the choice stays, unless a cell is to be chosen."""
         self.held = held
-        self._fill([menu.value for menu in self.menus])
+        kept = [menu.value for menu in self.menus]
+        self._fill([kept[0], *places(cell)] if cell else kept)
         self._tell()
 
     def _changed(self, change: object) -> None:

@@ -1,5 +1,6 @@
 """What a store holds of which study: the explorer's choices, and the figures behind them."""
 
+import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,13 +10,16 @@ import pandas as pd
 from ppr_core.defenses import Pam
 from ppr_core.errors import CheckpointError, ConfigError, DataError
 from ppr_core.lab.graph import CLEAN, Cell, Stage
+from ppr_core.lab.measures.battery import CONTROL
 from ppr_core.lab.places import ROOT
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import Run, Store
 from ppr_core.lab.study import Study
-from ppr_core.reporting.results import PURIFIED_BELOW, name_of
+from ppr_core.method import Result
+from ppr_core.reporting.results import PURIFIED_BELOW, WOKEN_BY, name_of
 
 CURVE = {"c_acc": "o_c_acc", "o_asr": "o_asr", "p_asr": "p_asr"}  # of a retuned stage's metrics
+BATTERY = "battery"  # label of the measure
 UNUSABLE = (ConfigError, DataError, CheckpointError, OSError)
 
 
@@ -54,16 +58,35 @@ class Held:
 
     @cached_property
     def telling(self) -> Cell:
-        """The cell to open with: PAM beside it, everything measured, purified, woken the most."""
+        """The cell to open with: asleep without a perturbation, awake at the largest budget.
 
-        def interest(cell: Cell) -> tuple[bool, int, bool, float]:
+        Of several the one where QRA gains most over a clean model; where there is none, the one
+        with most measures that retuning wakes most. PAM is to be beside it.
+        """
+
+        def interest(cell: Cell) -> tuple[bool, bool, int, bool, float, float]:
             retuned = self.figures(self.plan.retuned(cell))
             measures = sum(stage in self for stage in self.plan.measured(cell).values())
             before, after = retuned.get("o_asr", 100.0), retuned.get("p_asr", 0.0)
             beside = len(self.rho_curve(cell.attack, cell.seed)) > 0
-            return beside, measures, before <= PURIFIED_BELOW, after - before
+            asleep, gain = before <= PURIFIED_BELOW, self.gain(cell)
+            shows = asleep and gain >= WOKEN_BY and not self.plan.oracle(cell)
+            return beside, shows, measures, asleep, gain, after - before
 
         return max(self.cells, key=interest)
+
+    def gain(self, cell: Cell) -> float:
+        """Return how far QRA's largest budget lifts ASR above none, and above a clean model's.
+
+        Points; 0 where it was not measured.
+        """
+        stage = self.query(cell)
+        rows = self.rows(stage) if stage else pd.DataFrame()
+        if not len(rows):
+            return 0.0
+        own = rows[rows["scored"] == "self"].set_index("eps")["p_asr"]
+        clean = rows[rows["scored"] == "clean_unseen"].set_index("eps")["p_asr"]
+        return float(own[own.index.max()] - max(own[own.index.min()], clean.max()))
 
     def name(self, cell: Cell) -> str:
         """Return a cell's defense as tables name it."""
@@ -78,6 +101,25 @@ class Held:
         """Return the QRA stage of a cell where the store holds it."""
         stage = self.plan.taken("query", cell)
         return stage if stage is not None and stage in self else None
+
+    def battery(self, cell: Cell) -> tuple[Result, list[Result]] | None:
+        """Return what the battery left of a cell, and of its clean models; None if not measured."""
+        stage = self.plan.taken(BATTERY, cell)
+        if stage is None or stage not in self:
+            return None
+        clean = [one for one in stage.parents if one.kind == CONTROL and one in self]
+        found = [self.store.summary(self.runs[one.key]) for one in (stage, *clean)]
+        return found[0], found[1:]
+
+    def seconds(self, cell: Cell) -> dict[str, float]:
+        """Return what each stage of a point of the rho curve took on average, by its kind."""
+        found: dict[str, list[float]] = {}
+        for known, _ in pams(self.plan, cell.attack, cell.seed):
+            path = self.plan.taken("path", known)
+            for stage in (self.plan.purified(known), self.plan.retuned(known), path):
+                if stage is not None and "seconds" in (figures := self.figures(stage)):
+                    found.setdefault(stage.kind, []).append(figures["seconds"])
+        return {kind: statistics.fmean(values) for kind, values in found.items()}
 
     def rho_curve(self, attack: str, seed: int) -> pd.DataFrame:
         """Return PAM's figures at every computed rho: rho, cell, c_acc, o_asr, p_asr."""
@@ -154,11 +196,20 @@ def _grown(study: Study, runs: Iterable[Run]) -> Study:
     return study.replace(rho_grid=sorted(grid), defenses=defenses)
 
 
-def not_measured(measure: str, plan: Plan) -> str:
-    """Say what to run for a measure that the store does not hold of a model."""
+def not_measured(measure: str, held: Held, cell: Cell) -> str:
+    """Say what to run for a measure that the store does not hold of a model; or why it never will.
+
+    Some measures are not taken along a grid of rho, and running the study again adds none.
+    """
+    plan = held.plan
     name, ready = plan.study.name, measure in plan.measures
+    if ready and plan.taken(measure, cell) is None:
+        return (
+            f"`{measure}` is not part of the study {name} for {held.name(cell)}: a study takes it "
+            "of each defense as its file sets it, not of every rho. Choose another model."
+        )
     add = "" if ready else f"add `{measure}: {{}}` to `measures` in the file of the study {name}, "
-    return f"Not measured yet: {add}run `{_command(name)}`, then run all cells again."
+    return f"Not measured yet: {add}run `{_command(name)}`, then open this page anew."
 
 
 def no_pam(plan: Plan) -> str:
@@ -168,7 +219,7 @@ def no_pam(plan: Plan) -> str:
         return f"No PAM is computed for this attack and seed of the study {name}: press Compute."
     return (
         f"The study {name} has no PAM: add `pam: {{}}` to its `defenses`, run `{_command(name)}`, "
-        "then run all cells again."
+        "then open this page anew."
     )
 
 
@@ -184,5 +235,5 @@ def nothing_held(store: Store, study: Study) -> str:
     return (
         f"The store {store.uri} holds no purified model of the study {study.name} or of a study in "
         f"params/.{other} Run `make study`, or `python -m ppr_core study params/demo.yaml`, then "
-        "run all cells again."
+        "open this page anew."
     )

@@ -11,7 +11,14 @@ from torchvision.io import encode_png
 from ppr_core.explorer.live import Sample
 
 SIDE = 64  # of a shown image, CSS pixels
-BAD, NOTE = "#c0392b", "#5b6775"
+# Colours of the theme that JupyterLab or Voila has; of a light page where there is none.
+BAD, NOTE = "var(--jp-error-color1, #c0392b)", "var(--jp-ui-font-color2, var(--soft, #5b6775))"
+MARKED = "var(--jp-layout-color2, var(--shade, #f3f6f9))"  # --shade and so on are lab/page's
+LINE = "var(--jp-border-color2, var(--line, #d8dee6))"
+PICTURE = "ppr-picture"  # class of a picture of curves
+# Pictures of curves are drawn on white. A dark theme turns light into dark and keeps the hues.
+STYLE = f"""<style>[data-jp-theme-light="false"] .{PICTURE} {{
+  filter: invert(.93) hue-rotate(180deg); }} .{PICTURE} {{ max-width: 100%; }}</style>"""
 
 
 def figures(values: dict[str, float]) -> str:
@@ -26,19 +33,24 @@ def note(text: str) -> str:
     return f'<p style="color:{NOTE};line-height:1.45;max-width:60rem">{"".join(marked)}</p>'
 
 
+def told(sentence: str) -> str:
+    """Return the sentence that says what the figures mean."""
+    return f'<p style="font-weight:600;line-height:1.45;max-width:60rem">{escape(sentence)}</p>'
+
+
 def table(frame: pd.DataFrame, strong: int | None = None) -> str:
     """Return a table, one row marked: settings in the first column, percentages in the others."""
     head = "".join(f"<th {CELL}>{escape(str(name))}</th>" for name in frame.columns)
     lines = []
     for index, row in enumerate(frame.itertuples(index=False)):
-        mark = ' style="background:#f3f6f9;font-weight:600"' if index == strong else ""
+        mark = f' style="background:{MARKED};font-weight:600"' if index == strong else ""
         texts = [f"{row[0]:g}", *(f"{value:.1f}" for value in row[1:])]
         cells = "".join(f"<td {CELL}>{text}</td>" for text in texts)
         lines.append(f"<tr{mark}>{cells}</tr>")
     return f'<table style="border-collapse:collapse"><tr>{head}</tr>{"".join(lines)}</table>'
 
 
-CELL = 'style="padding:.1rem .55rem;text-align:right;border-bottom:1px solid #d8dee6"'
+CELL = f'style="padding:.1rem .55rem;text-align:right;border-bottom:1px solid {LINE}"'
 
 
 def sample(shown: Sample, labels: list[str]) -> str:

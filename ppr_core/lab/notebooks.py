@@ -97,6 +97,7 @@ def execute(notebook: Path, plan: Plan, store: Store, *, computed: bool = False)
         notebook.stem,
         tags={**tags, "notebook": notebook.stem, "key": key},
         params={name: value for name, value in settings.items() if name != "name"},
+        note=_note(notebook),
     )
     print(f"notebook {notebook.stem} ...", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
@@ -111,13 +112,25 @@ def execute(notebook: Path, plan: Plan, store: Store, *, computed: bool = False)
     return 1 if error else 0
 
 
+def _note(notebook: Path) -> str:
+    """Return what the page of a notebook's run says: its question, and where its answer lies."""
+    import nbformat
+
+    from ppr_core.lab import pages
+
+    return (
+        f"{pages.title(nbformat.read(notebook, as_version=4))}\n\nThe executed copy is among the "
+        "artifacts, as a notebook and as a page that needs no network, with its figures and tables."
+    )
+
+
 def _page(notebook: Path) -> Path:
     """Write an executed notebook as an HTML page beside it, which the MLflow UI shows."""
-    from nbconvert import HTMLExporter
+    from ppr_core.lab import pages
 
-    page = notebook.with_suffix(".html")
-    page.write_text(HTMLExporter().from_filename(str(notebook))[0])
-    return page
+    path = notebook.with_suffix(".html")
+    path.write_text(pages.page(notebook))
+    return path
 
 
 def _execute(

@@ -6,11 +6,12 @@ import os
 import tempfile
 import textwrap
 from collections.abc import Callable, Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from IPython.display import Code
+from IPython.display import HTML, Markdown
 from matplotlib.figure import Figure
 
 from ppr_core.config import unknown
@@ -56,13 +57,19 @@ class Section:
                 f"`measures: {{{name}: {{}}}}` to its file",
             )
 
-    def settings(self) -> pd.DataFrame:
-        """Return the study's settings that differ from their defaults, under their dotted names."""
+    def settings(self) -> HTML:
+        """Return the study's settings that differ from their defaults, folded, all of them."""
         usual = Study(name=self.study.name).flat()
-        own = [
-            (name, value) for name, value in self.study.flat().items() if value != usual.get(name)
-        ]
-        return pd.DataFrame(own, columns=["setting", "value"])
+        own = {n: value for n, value in self.study.flat().items() if value != usual.get(n)}
+        lines = "".join(
+            f"<tr><td>{escape(name)}</td><td>{escape(str(value))}</td></tr>"
+            for name, value in own.items()
+        )
+        return HTML(
+            f"<details><summary>The study {escape(self.study.name)} differs from the defaults in "
+            f"{len(own)} settings</summary><table><tr><th>setting</th><th>value</th></tr>{lines}"
+            "</table></details>"
+        )
 
     def compute(self) -> None:
         """Compute what the store does not hold yet; say what failed.
@@ -84,6 +91,17 @@ class Section:
             self.store.attach(self.run, path, "figures")
         return figure
 
+    def drawn(
+        self, points: pd.DataFrame, draw: Callable[[pd.DataFrame], Figure], name: str, measure: str
+    ) -> Figure | Markdown:
+        """Return a kept figure of points; where the study has none, what to add to its file."""
+        if len(points):
+            return self.figure(draw(points), name)
+        return Markdown(
+            f"The study {self.study.name} does not measure this: add `{measure}: {{}}` to the "
+            "`measures` in its file."
+        )
+
     def table(self, table: pd.DataFrame, name: str, shown: Any = None) -> Any:
         """Keep a table as an artifact of this section's run, and return what is shown of it.
 
@@ -104,8 +122,8 @@ class Section:
             self.store.finish(self.run)
 
 
-def source(what: Callable | type) -> Code:
-    """Return the source of a function or class without its docstring, to be shown."""
+def source(what: Callable | type) -> Markdown:
+    """Return the source of a function or class without its docstring, in the page's own colours."""
     text = textwrap.dedent(inspect.getsource(what))
     node = ast.parse(text).body[0]
     lines = text.splitlines()
@@ -115,7 +133,8 @@ def source(what: Callable | type) -> Code:
             for number in range(documented.lineno - 1, documented.end_lineno or documented.lineno):
                 lines[number] = ""
     kept = [line for line, after in zip(lines, [*lines[1:], ""], strict=True) if line or after]
-    return Code("\n".join(kept).strip("\n"), language="python")
+    text = "\n".join(kept).strip("\n")
+    return Markdown(f"```python\n{text}\n```")
 
 
 def resolve(names: Mapping[str, Any]) -> Study:

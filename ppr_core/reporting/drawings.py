@@ -70,3 +70,14 @@ def connecting() -> Figure:
         ("purified $W_1$\n$t = 1$", SAFE),
     ]
     return chain(boxes, ["backdoor error\nlow", "where does\nit rise?"])
+
+
+def judging() -> Figure:
+    """What the battery asks of a model, and what it sets beside."""
+    boxes = [
+        ("purified\n$W_p$", SAFE),
+        ("every arm: poisons,\nrate, epochs, optimizer", DATA),
+        ("clean models\nstay asleep?", CALM),
+        ("worst admissible\nP-ASR", ATTACKED),
+    ]
+    return chain(boxes, ["retuned in\nmany ways", "counts only\nif", "fresh draws"])

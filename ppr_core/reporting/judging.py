@@ -8,6 +8,7 @@ from ppr_core.errors import need
 from ppr_core.lab.desk import Lab
 from ppr_core.lab.graph import Cell, Stage, identity
 from ppr_core.lab.plan import Plan
+from ppr_core.lab.reader import Reader
 from ppr_core.reactivation.cells import load
 from ppr_core.reactivation.summary import Figures, combine
 from ppr_core.reactivation.verdicts import Limits
@@ -65,7 +66,24 @@ def judge(plan: Plan, lab: Lab, label: str, name: str = "") -> list[Submission]:
     ]
 
 
-def _judged(plan: Plan, lab: Lab, stages: list[Stage], name: str) -> Submission:
+def held(plan: Plan, lab: Reader) -> list[Submission]:
+    """Return what the battery says of every defense whose batteries the store holds.
+
+    Args:
+        plan: of a study that takes the battery.
+        lab: reads results; nothing is computed.
+    """
+    found = []
+    for label, variant in plan.defenses:
+        here = stages(plan, label) if variant is None else []
+        for attack in plan.attacks:
+            own = [one for one in here if one.cell.attack == attack]
+            if own and all(lab.cached(one) for one in own):
+                found.append(_judged(plan, lab, own, label))
+    return found
+
+
+def _judged(plan: Plan, lab: Reader, stages: list[Stage], name: str) -> Submission:
     first = stages[0].cell
     runs, before, after, seconds, took = [], [], [], [], []
     for stage in stages:

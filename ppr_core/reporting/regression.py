@@ -93,6 +93,37 @@ def sentences(rows: pd.DataFrame, name: str = "existence") -> list[str]:
     return [_said(fit) for _, fit in beyond(rows, name).iterrows()]
 
 
+def asleep(rows: pd.DataFrame) -> list[str]:
+    """Say of each attack how far its purified models sleep on the way back, and how they wake.
+
+    Args:
+        rows: `results.cells` of a study that measures "path".
+    """
+    lines = []
+    for attack, here in rows.groupby("attack", sort=False):
+        done = _models(here, "path_distance")
+        if not len(done):
+            continue
+        order = done.sort_values("path_distance", ascending=False)
+        far = ", ".join(
+            f"{row['defense']} {row['path_distance']:.2f} (P-ASR {row['p_asr']:.0f} %)"
+            for _, row in order.iterrows()
+        )
+        lines.append(f"{attack}: L2 distance on the line over which the backdoor sleeps: {far}.")
+        if len(done) >= 2 + LEAST:
+            rank = float(done["path_distance"].corr(done["p_asr"], method="spearman"))
+            lines.append(
+                f"{attack}: rank correlation with P-ASR {rank:+.2f} over {len(done)} purified "
+                "models; -1 would be the paper's explanation without an exception."
+            )
+        else:
+            lines.append(
+                f"{attack}: {len(done)} purified models are too few for a correlation or the "
+                f"regression above, which take {2 + LEAST}."
+            )
+    return lines
+
+
 def _said(fit: pd.Series) -> str:
     """Return one fit of `beyond` in words."""
     name, count = fit["figure"], f"{fit['models']} models, {fit['who']}"

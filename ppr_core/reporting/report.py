@@ -3,7 +3,7 @@
 import base64
 import platform
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,13 @@ from ppr_core.config import digest
 from ppr_core.lab.marks import commit
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import Store
-from ppr_core.reporting import checks, claims, paper, results, tables
+from ppr_core.reporting import captions, checks, claims, paper, results, tables
 from ppr_core.reporting.evidence import Evidence
 
 TEMPLATE = "report.html.j2"
 
 
-def write(plan: Plan, store: Store, evidence: Evidence) -> Path:
+def write(plan: Plan, store: Store, evidence: Evidence, beside: Sequence[str] = ()) -> Path:
     """Write a study's report into the store's folder, and log it to MLflow.
 
     That of a store that can only be read goes into a temporary folder, and is not logged.
@@ -33,6 +33,8 @@ def write(plan: Plan, store: Store, evidence: Evidence) -> Path:
         plan: of the study.
         store: that holds its runs.
         evidence: what its runs say, by `claims.gather`.
+        beside: labels of a user's own methods that ran with it: that report has a name of its own,
+            and the study's own one stays.
 
     Returns:
         The path of the HTML file, which needs nothing beside itself.
@@ -60,23 +62,25 @@ def write(plan: Plan, store: Store, evidence: Evidence) -> Path:
         rules=claims.rules()["version"],
         tables=[table for table in tables.all_tables(union) if table.filled[0]],
         numbers=[_beside(row) for _, row in paper.compare(union, other_scale=True).iterrows()],
-        figures=_figures(plan, store),
+        figures=_figures(plan, store, evidence),
         settings=yaml.safe_dump(plan.study.model_dump(), sort_keys=False),
         failed=rows[rows["status"] != "done"].to_dict("records"),
         machine=_machine(plan),
     )
+    name = "-".join([plan.study.name, *beside])
     if store.readonly:
-        path = Path(tempfile.mkdtemp(prefix="ppr-report-")) / f"{plan.study.name}.html"
+        path = Path(tempfile.mkdtemp(prefix="ppr-report-")) / f"{name}.html"
         path.write_text(html)
         return path
-    path = store.folder / "reports" / f"{plan.study.name}.html"
+    path = store.folder / "reports" / f"{name}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with store.owned(f"report-{digest(plan.study.name)[:12]}"):  # two starts take turns
+    with store.owned(f"report-{digest(name)[:12]}"):  # two starts take turns
         path.write_text(html)
         tags = {"kind": "report", "settings": plan.mark}
         for old in store.search(plan.study.name, **tags):
             store.discard(old.info.run_id)
-        run = store.start(plan.study.name, "report", tags=tags)
+        note = "\n\n".join(["The report of this study, one HTML file.", *red, *findings])
+        run = store.start(plan.study.name, "report", tags=tags, note=note)
         store.attach(run, path)
         store.finish(run)
     return path
@@ -106,7 +110,7 @@ def _beside(row: "results.pd.Series") -> list[str]:
     return [*about, *figures, spread, row["scale"]]
 
 
-def _figures(plan: Plan, store: Store) -> list[dict[str, str]]:
+def _figures(plan: Plan, store: Store, evidence: Evidence) -> list[dict[str, str]]:
     """Return the newest figures of each notebook, executed for this very study, as data URIs.
 
     The explorer's come last.
@@ -124,7 +128,7 @@ def _figures(plan: Plan, store: Store) -> list[dict[str, str]]:
             continue
         for path in sorted(store.artifacts(runs[0].info.run_id, "figures").glob("*.png")):
             data = base64.b64encode(path.read_bytes()).decode()
-            title = path.stem.partition("_")[2].replace("_", " ")
+            title = captions.caption(path.stem, evidence)
             source = Markup(f"data:image/png;base64,{data}")
             figures.append({"title": title, "notebook": notebook, "source": source})
     return figures

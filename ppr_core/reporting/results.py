@@ -12,7 +12,7 @@ from ppr_core.lab.measures import MEASURES, Column, Measure
 from ppr_core.lab.measures.path import Path
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import Store
-from ppr_core.reporting import checks
+from ppr_core.reporting import checks, setting
 
 # Of the defenses of a study, in its order: the same in every figure and chart.
 COLOURS = (
@@ -66,7 +66,8 @@ def cells(plan: Plan, store: Store) -> pd.DataFrame:
 def columns_of(rows: pd.DataFrame) -> dict[str, Column]:
     """Return what the figures of a table of rows are, by name; one read from a file knows less."""
     known = {**MEASURED, **rows.attrs.get("columns", {})}
-    named = {n: known.get(n, Column(n, n, n)) for n in rows.columns if n not in ABOUT}
+    others = {*ABOUT, *setting.FIGURES}
+    named = {n: known.get(n, Column(n, n, n)) for n in rows.columns if n not in others}
     return {n: c for n, c in named.items() if n in known or is_numeric_dtype(rows[n])}
 
 

@@ -38,6 +38,7 @@ FINER = {
 }
 PROTOCOL = ("drawn images", "model ", "poison rate ", "attack ", "RA ")  # not of size or budget
 DEFENSE = ": other "
+FIGURES = ("width", "train_images", "epochs", "drawn", "ra_share", "ra_epochs", "ra_lr")
 CHOICES = ("rho", "select", "method")  # that make a row of its own, not another budget
 
 

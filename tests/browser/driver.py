@@ -14,6 +14,7 @@ from pathlib import Path
 import nbformat
 import psutil
 
+from ppr_core.cli import servers
 from ppr_core.cli.servers import free_port
 from ppr_core.lab.places import ROOT
 
@@ -125,9 +126,8 @@ def lab(notebook, folder):
 def voila(notebook, folder):
     """Serve a notebook as a dashboard; give its address."""
     port = free_port(8966)
-    command = [sys.executable, "-m", "voila", str(notebook), "--no-browser"]
-    command += ["--Voila.ip=127.0.0.1", f"--port={port}", f"--token={TOKEN}"]
-    with serving(command, f"http://127.0.0.1:{port}/", folder):
+    command = [*servers.voila(notebook, port), "--no-browser", f"--token={TOKEN}"]
+    with serving(command, f"http://127.0.0.1:{port}/", folder, **servers.voila_environment()):
         yield f"http://127.0.0.1:{port}/?token={TOKEN}"
 
 

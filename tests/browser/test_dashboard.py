@@ -7,9 +7,20 @@ from tests.browser import driver
 
 
 def test_the_dashboard_hides_code_and_answers(page, notebook, folder):
+    asked, refused = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("requestfailed", lambda request: refused.append(request.url))
     with driver.voila(notebook, folder) as address:
-        page.goto(address)
+        page.goto(address, wait_until="commit")
+        page.get_by_text("Is the backdoor gone, or asleep?").wait_for()
+        assert not page.locator(".ppr-t-out").count(), (
+            "there is something to read before the kernel"
+        )
+        for word in ("Running", "Executing"):
+            assert word not in page.inner_text("body")
         driver.drawn(page)
+        outside = {url for url in asked if "127.0.0.1" not in url and url.startswith("http")}
+        assert outside <= set(refused), "nothing comes from another host"
         assert page.get_by_text("is the purified model really safe?").count()
         assert "ppr_core.explorer" not in page.inner_text("body")
         before = driver.says(page, "t")

@@ -66,7 +66,7 @@ def test_a_slider_moves_by_mouse(opened, name):
 def test_another_defense_changes_the_panels(opened):
     driver.put(opened, "t", 0.5)
     before = picture(opened, "t")
-    menu = opened.locator(".ppr-defense select")
+    menu = opened.locator(".ppr-defense select").first  # they stand above every panel
     chosen = menu.input_value()
     menu.select_option(label="ft" if chosen != "ft" else "ep (oracle)")
     opened.wait_for_function(
@@ -92,7 +92,7 @@ def test_compute_can_be_cancelled_and_done(opened):
     status.get_by_text("done").wait_for()
     opened.get_by_text("rho 1: C-Acc").first.wait_for()
     assert compute.is_disabled()
-    offered = opened.locator(".ppr-defense option").all_inner_texts()
+    offered = opened.locator(".ppr-defense select").first.locator("option").all_inner_texts()
     assert "pam rho 1" in [name.replace("\xa0", " ") for name in offered]
 
 

@@ -41,6 +41,21 @@ def test_list_gives_one_row_a_method(kind, registry, capsys):
     assert all(name in capsys.readouterr().out for name in [next(iter(registry))])
 
 
+@pytest.mark.parametrize("columns", [80, 100])
+@pytest.mark.parametrize("asked", [["defenses"], ["measures"], ["models"], ["defenses", "pam"]])
+def test_list_fits_a_terminal(asked, columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert main(["list", *asked]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns
+    text = " ".join(" ".join(lines).split())
+    if asked == ["defenses"]:
+        assert all(line.split()[0] in DEFENSES for line in lines[1:-2] if line[:1].strip())
+        assert {line.split()[0] for line in lines if line[:1].strip()} >= set(DEFENSES)
+        assert "ppr list KIND NAME" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "settings"),
     [
@@ -136,7 +151,8 @@ def test_a_study_from_the_command_line_to_its_report(study_file, capsys, store):
     assert "http" not in html.replace("http-equiv", ""), "a report needs nothing beside itself"
     assert "ep (oracle)" in html
     assert len(store.search("tiny", kind="cell")) == 4
-    assert len(store.search("tiny", kind="report")) == 1
+    [run] = store.search("tiny", kind="report")
+    assert "badnet: the backdoored model has ASR" in run.data.tags["mlflow.note.content"]
 
 
 def test_report_writes_the_page_that_it_says_and_keeps_one(study_file, capsys, store):

@@ -15,6 +15,7 @@ from ppr_core.lab.places import ROOT
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.study import Study
 from tests.conftest import TINY_PAM, TINY_STUDY
+from tests.lab.test_measures import BATTERY
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -63,7 +64,7 @@ def test_it_opens_with_a_question_and_asks_before_it_answers(path):
     assert "**What do you expect?**" in words
 
 
-SECTIONS = [path for path in NOTEBOOKS if path.stem[:2] in ("01", "02", "03", "04", "05")]
+SECTIONS = [path for path in NOTEBOOKS if path.stem[:2] in ("01", "02", "03", "04", "05", "07")]
 
 
 @pytest.mark.parametrize("path", SECTIONS, ids=lambda path: path.stem)
@@ -90,7 +91,7 @@ def test_source_is_shown_without_its_docstring():
     from ppr_core.defenses.pam import path_gradient
     from ppr_core.lab.section import source
 
-    shown = source(path_gradient).data
+    shown = source(path_gradient).data.removeprefix("```python\n").removesuffix("\n```")
     assert shown.startswith("def path_gradient(") and "value.backward()" in shown
     assert '"""' not in shown and "\n\n\n" not in shown
     ast.parse(shown)
@@ -114,6 +115,7 @@ STUDY = {
         },
         "path": {"points": 3},
         "connection": {},
+        "battery": BATTERY,
     },
     "notebooks": [path.stem for path in NOTEBOOKS],
 }
@@ -126,6 +128,7 @@ def test_a_study_executes_its_notebooks_and_keeps_what_they_make(store, tmp_path
     for path in NOTEBOOKS:
         [run] = store.search("tiny", kind="notebook", notebook=path.stem)
         assert run.info.status == "FINISHED"
+        assert "?\n" in run.data.tags["mlflow.note.content"], "its question"
         copy = nbformat.read(store.artifacts(run.info.run_id, path.name), as_version=4)
         assert any(cell.get("outputs") for cell in copy.cells)
         kept = "tables" if path.stem == "06_claims" else "figures"
@@ -140,6 +143,31 @@ def test_a_study_executes_its_notebooks_and_keeps_what_they_make(store, tmp_path
     out = capsys.readouterr().out
     assert out.count("executed before, nothing has changed") == len(NOTEBOOKS)
     assert len(store.search("tiny")) <= before + 1, "only the report is made anew"
+    check_book(store, tmp_path / "book")
+
+
+def check_book(store, folder):
+    """The gallery of the study just executed: every page there, none of another host."""
+    assert main(["book", "tiny", "unknown", "--out", str(folder)]) == 0
+    assert "unknown" not in {e.name for e in store.client.search_experiments()}
+    names = {f"{path.stem}.html" for path in NOTEBOOKS}
+    assert names | {"index.html", "api.html", "report-tiny.html", "leaderboard.html"} == {
+        path.name for path in folder.glob("*.html")
+    }
+    pages = {path.name: path.read_text() for path in folder.glob("*.html")}
+    for name, html in pages.items():
+        assert not re.search(r"""<(script|link|img)[^>]+(src|href)=["']?(https?:)?//""", html), name
+        for link in re.findall(r'href="([\w.-]+\.(?:html|png))', html):
+            assert (folder / link).is_file(), f"{name} leads to {link}"
+    for name in names - {"00_explorer.html", "06_claims.html"}:
+        assert "<math" in pages[name], name
+    for name in names:
+        assert "&lt;Figure" not in pages[name] and "VBox(" not in pages[name], name
+        assert "Traceback" not in pages[name]
+    assert pages["index.html"].count("<img") >= len(NOTEBOOKS) - 1
+    assert "path_gradient" in pages["05_path_aware_minimization.html"]
+    assert "<code>pam</code>" in pages["api.html"] and "<code>rho</code>" in pages["api.html"]
+    assert "0. Explorer" in pages["index.html"]
 
 
 def test_plain_papermill_works_too(store, tmp_path):

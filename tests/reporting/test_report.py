@@ -1,11 +1,12 @@
 """The HTML report says what the tables of a terminal and of the notebooks say."""
 
 import base64
+import re
 
 import pandas as pd
 
 from ppr_core.lab.plan import Plan
-from ppr_core.reporting import claims, report, results
+from ppr_core.reporting import captions, claims, report, results
 from ppr_core.reporting.evidence import Evidence
 
 ROW = {
@@ -67,3 +68,39 @@ def test_figures_are_those_of_this_study_not_of_another_of_its_name(store, tiny_
         assert html.count("data:image/png;base64,") == 1
         assert base64.b64encode(f"picture {index}".encode()).decode() in html
     assert "data:image" not in written(store, study.replace(seeds=[1]))
+
+
+def test_it_opens_with_its_contents(store, tiny_study):
+    html = written(store, tiny_study, level="smaller", scale="width 16 (64)")
+    contents = re.search(r"<nav.*?</nav>", html, re.DOTALL).group()
+    places = re.findall(r'href="#(\w+)"', contents)
+    assert places == ["results", "claims", "numbers", "settings"]
+    assert all(f'id="{place}"' in html for place in places)
+
+
+def test_what_a_setting_is_has_no_column_of_results(store, tiny_study):
+    html = written(store, tiny_study, width=16, epochs=8, ra_share=0.05)
+    table = html[html.index('<table class="results">') :].partition("</table>")[0]
+    assert "width" not in table and "epochs" not in table
+
+
+def test_a_method_of_ones_own_leaves_the_studys_report_alone(store, tiny_study):
+    plan, evidence = Plan(tiny_study), Evidence(pd.DataFrame([ROW]))
+    first = report.write(plan, store, evidence)
+    text = first.read_text()
+    other = report.write(plan, store, evidence, ["mine", "yours"])
+    assert (first.name, other.name) == ("tiny.html", "tiny-mine-yours.html")
+    assert first.read_text() == text
+
+
+def test_captions_say_the_finding():
+    pam = {**ROW, "defense": "pam", "rho": 0.0, "o_asr": 2.0, "p_asr": 60.0, "path_distance": 0.1}
+    rows = [{**ROW, "path_distance": 0.4}, pam, {**pam, "rho": 1.0, "p_asr": 4.0}]
+    evidence = Evidence(pd.DataFrame(rows))
+    said = {name: captions.caption(f"2_{name}", evidence) for name in ("robustness", "rho")}
+    assert "retuning wakes 2 of these" in said["robustness"]
+    assert "from rho 0 to 1 P-ASR goes from 60 to 4 %" in said["rho"]
+    assert "pam rho 1 has the lowest P-ASR" in captions.caption("2_trade_off", evidence)
+    assert "the backdoor sleeps: fst 0.40" in captions.caption("4_backdoor_error", evidence)
+    assert captions.caption("1_triggers", evidence) == captions.SEEN["triggers"]
+    assert captions.caption("9_of_ones_own", evidence) == "of ones own"

@@ -14,6 +14,7 @@ from ppr_core.reporting.plots.curves import (
     what_predicts,
 )
 from ppr_core.reporting.plots.gallery import gallery
+from ppr_core.reporting.plots.judged import battery_map, order_changes, wake_counts
 from ppr_core.reporting.plots.paper import paper_figures
 from ppr_core.reporting.plots.picture import SHADES, Curves, Mark, Picture
 
@@ -24,8 +25,10 @@ __all__ = [
     "Figure",
     "Mark",
     "Picture",
+    "battery_map",
     "budget_curves",
     "gallery",
+    "order_changes",
     "paper_figures",
     "path_curves",
     "query_bars",
@@ -36,5 +39,6 @@ __all__ = [
     "trade_off",
     "training_curves",
     "transfer_bars",
+    "wake_counts",
     "what_predicts",
 ]

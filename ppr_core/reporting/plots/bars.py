@@ -38,7 +38,7 @@ def query_bars(rows: pd.DataFrame) -> Figure:
     rows = named_rows(rows)
     rows = rows[rows["q_p_asr"].notna()]
     if "q_unseen_p_asr" in rows and rows["q_unseen_p_asr"].notna().any():
-        shown["q_unseen_p_asr"] = "triggered + QRA, unseen clean model"
+        shown["q_unseen_p_asr"] = "unseen clean model"
     return _grouped_bars(rows, shown, [BEFORE, AFTER, CLEAN, "#8c8c8c"][: len(shown)])
 
 

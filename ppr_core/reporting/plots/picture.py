@@ -37,8 +37,9 @@ class Curves:
     limits: tuple[float, float]
 
 
-# A place on a panel's x axis, and the values measured there by column.
-Mark = tuple[float, Mapping[str, float]]
+# A place on a panel's x axis, and the values there by column; and where these were measured, if
+# not at that place.
+Mark = tuple[float, Mapping[str, float]] | tuple[float, Mapping[str, float], float]
 
 # The same measure has the same colour in every panel.
 SHADES = {
@@ -50,6 +51,8 @@ SHADES = {
     "backdoor_error": AFTER,
     "recalibrated": BEFORE,
     "clean_error": CLEAN,
+    "own": AFTER,
+    "clean": CLEAN,
 }
 
 
@@ -104,12 +107,12 @@ class Picture:
         for axis, mark in zip(self.axes, marks, strict=True):
             if mark is None:
                 continue
-            at, values = mark
+            at, values, measured = *mark[:2], mark[-1] if len(mark) == 3 else mark[0]
             self.marks.append(axis.axvline(at, color="#444444", linewidth=1.2, linestyle="--"))
             ring = {"marker": "o", "markersize": 10, "markerfacecolor": "none", "clip_on": False}
             for column, value in values.items():
                 edge = {"markeredgecolor": SHADES[column], "markeredgewidth": 2.2}
-                self.marks += axis.plot([at], [value], linestyle="", **ring, **edge)
+                self.marks += axis.plot([measured], [value], linestyle="", **ring, **edge)
         return self.figure
 
     def png(self, marks: Sequence[Mark | None]) -> bytes:
