@@ -24,8 +24,8 @@ def test_the_nearest_mean_of_trusted_features():
     labels = torch.tensor([0, 0, 2, 2, 2, 0])
     found = nearest_class(features, labels, torch.tensor([0, 1, 2, 3]))
     assert found.tolist() == [0, 0, 2, 2, 0, 2]
-    all_trusted = nearest_class(features, labels, torch.arange(6))
-    assert all_trusted.tolist() == [2, 2, 0, 0, 2, 0], "poisons move the means: hence `doubted`"
+    by_poisons = nearest_class(features, labels, torch.tensor([4, 5]))
+    assert by_poisons.tolist() == [2, 2, 0, 0, 2, 0], "which is why some are not trusted"
 
 
 def test_a_stamp_is_zero_where_it_is_normalised():
