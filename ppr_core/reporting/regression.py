@@ -66,12 +66,14 @@ def beyond(rows: pd.DataFrame, name: str = "existence") -> pd.DataFrame:
     passes for an explanation. Both fits are on the very same models: those that have all figures.
     A further figure never lowers R2, so that its slope beside the other two is what counts, with
     its interval; and one that these two foretell nearly without rest has no slope of its own.
+    Models that fail a check are left out: what has lost its accuracy has lost every trace, too.
 
     Args:
         rows: `results.cells` of a study that measures "path" and that figure.
         name: of the figure.
     """
     found = []
+    rows = rows[rows["checks"] == ""] if "checks" in rows else rows
     for who in ("with PAM", "without PAM"):
         done = _models(rows, *HELD, name)
         done = done if who == "with PAM" else done[done["defense"] != "pam"]

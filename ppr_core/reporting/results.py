@@ -9,7 +9,6 @@ from pandas.api.types import is_numeric_dtype
 from ppr_core.defenses import Pam
 from ppr_core.lab.graph import CLEAN, NO_DEFENSE, Cell, Stage
 from ppr_core.lab.measures import MEASURES, Column, Measure
-from ppr_core.lab.measures.path import Path
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import Store
 from ppr_core.reporting import checks, setting
@@ -25,13 +24,8 @@ ABOUT = [
     *("oracle", "privileges", "anew", "seconds", "status", "checks", "warnings"),
 ]
 MEASURED = {column.name: column for cls in MEASURES.values() for column in cls.columns}
-# Of paths within a basin: they say nothing of a model that was trained anew.
-WITHIN = {
-    column.name
-    for cls in MEASURES.values()
-    if issubclass(cls, Path) and not cls.across
-    for column in cls.columns
-}
+# What is not taken of a model that was trained anew: paths within a basin, for one.
+WITHIN = {column.name for cls in MEASURES.values() if not cls.across for column in cls.columns}
 APART = "not in this basin"
 FIGURES = [column.name for column in MEASURES["retuning"].columns]
 

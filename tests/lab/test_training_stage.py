@@ -103,6 +103,13 @@ def test_its_model_lies_in_another_basin(studied):
     assert results.APART in line
     [line] = [line for line in text.splitlines() if line.startswith("| badnet | ft")]
     assert results.APART not in line
+    more = {"path": {"points": 3}, "existence": {"form": "code"}}
+    both = Plan(Study(**{**STUDY, "measures": more}))
+    for label in more:
+        assert both.taken(label, Cell("badnet", "ss", 0)) is None
+    read = both.taken("existence", Cell("badnet", "ft", 0)).parents
+    assert "ss" not in [stage.cell.defense for stage in read]
+    assert {"existence", "barrier"} <= results.WITHIN and "aligned_barrier" not in results.WITHIN
     ends = [lab.model(plan.source(Cell("badnet", name, 0))) for name in ("none", "ss")]
     one, two = (model.state_dict()["backbone.0.weight"].flatten() for model in ends)
     assert torch.corrcoef(torch.stack([one, two]))[0, 1] < 0.5, "it starts from other weights"

@@ -187,6 +187,17 @@ def test_both_fits_are_on_the_same_models_and_none_was_awake_before():
     assert found["r2_before"] == pytest.approx(more(rows)["r2_before"])
 
 
+def test_what_has_lost_its_accuracy_is_no_evidence():
+    """Such a model neither wakes nor has traces left: a few of them would make an explanation."""
+    rows = with_existence(lambda rows, rng: rng.uniform(0.7, 1, len(rows))).assign(checks="")
+    lost = rows.iloc[::6].assign(p_asr=1.0, existence=-0.7, distance=5.0, barrier=30.0)
+    both = pd.concat([rows, lost], ignore_index=True)
+    assert more(both)["low"] > 0, "unchecked, it seems to explain"
+    both.loc[len(rows) :, "checks"] = "The defense costs C-Acc"
+    found = more(both)
+    assert found["models"] == len(rows) and found["low"] <= 0 <= found["high"]
+
+
 def test_little_or_no_data_say_nothing():
     rows = with_existence(lambda rows, rng: rng.uniform(0, 1, len(rows)))
     assert sentences(rows.drop(columns="existence")) == []

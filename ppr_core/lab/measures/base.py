@@ -50,6 +50,7 @@ class Measure(Settings):
     reads: ClassVar[tuple[str, ...]] = ()  # measures whose stages it reads
     of_attack: ClassVar[bool] = False  # taken once of all purified models of an attack
     of_variants: ClassVar[bool] = False  # also taken along the grid of a defense's variants
+    across: ClassVar[bool] = True  # also taken of models that were trained anew, in another basin
     followed: ClassVar[bool] = False  # C-Acc and ASR are recorded with every epoch of its training
     curve: ClassVar[str] = ""  # the frame of `results` that its rows join: queries, paths, ...
     about: ClassVar[Mapping[str, Any]] = {}  # what that frame says of every one of them
@@ -68,7 +69,8 @@ class Measure(Settings):
 
     def takes(self, chains: Chains, cell: Cell) -> bool:
         """Say whether it is taken of a cell."""
-        return cell.attacked and (self.of_variants or cell.variant is None)
+        here = self.across or not chains.anew(cell)
+        return cell.attacked and (self.of_variants or cell.variant is None) and here
 
     @classmethod
     def further_cells(cls, chains: Chains, seed: int) -> list[Cell]:

@@ -27,6 +27,7 @@ class Existence(Measure, existence.Existence):
     coefficient, and the result says why.
     """
 
+    across: ClassVar[bool] = False  # a model that was trained anew shares no channels with it
     columns: ClassVar[tuple[Column, ...]] = (
         Column("existence", "existence", "existence", "", "lower", decimals=2),
         Column("existence_first", "existence_0", "existence, clean 1", "", "lower", shown=False),
@@ -59,10 +60,11 @@ class Existence(Measure, existence.Existence):
         listed: list[Stage] = []
         if self.form == "code":
             cells = chains.purified_cells(cell.attack, cell.seed)
-            others = [c for c in cells if c.variant is None and c.defense != cell.defense]
+            known = [c for c in cells if c.variant is None and not chains.anew(c)]
+            others = [c for c in known if c.defense != cell.defense]
             listed = [chains.source(other) for other in others]
-        known = [stage for stage in cleans if stage is not None]
-        return (chains.source(cell), chains.backdoored(cell), *known, *listed)
+        there = [stage for stage in cleans if stage is not None]
+        return (chains.source(cell), chains.backdoored(cell), *there, *listed)
 
     def measure(self, lab: Reader, stage: Stage) -> Result:
         """Return the coefficient, or why there is none."""

@@ -18,7 +18,7 @@ class Path(Measure, connectivity.Line):
     """Evaluate models on the line between two, once for every way to have the statistics."""
 
     of_variants: ClassVar[bool] = True
-    across: ClassVar[bool] = False  # also taken of models that lie in a basin of their own
+    across: ClassVar[bool] = False
     curve: ClassVar[str] = "paths"
     about: ClassVar[dict[str, str]] = {"start": "backdoored"}
     columns: ClassVar[tuple[Column, ...]] = (
@@ -35,8 +35,7 @@ class Path(Measure, connectivity.Line):
 
     def takes(self, chains: Chains, cell: Cell) -> bool:
         """Say whether a cell has a purified model, in the basin of the backdoored one."""
-        here = self.across or not chains.anew(cell)
-        return super().takes(chains, cell) and cell.defense != CLEAN and here
+        return super().takes(chains, cell) and cell.defense != CLEAN
 
     def given(self, setting: Setting) -> dict[str, Any]:
         """Return the shares of the clean images, on which statistics are taken anew."""
