@@ -80,7 +80,8 @@ def _entry(name: str, cls: type["Settings"]) -> dict[str, str]:
 
 def _print_columns(table: "pd.DataFrame") -> None:
     """Print a table: on a terminal within its width, elsewhere a line a row."""
-    rows = [[str(value) for value in row] for row in (table.columns, *table.to_numpy().tolist())]
+    lines: list[list[Any]] = [[*table.columns], *table.to_numpy().tolist()]
+    rows = [[str(value) for value in line] for line in lines]
     natural = [max(map(len, column)) for column in zip(*rows, strict=True)]
     if not sys.stdout.isatty():
         for row in rows:

@@ -67,7 +67,7 @@ def _trade_off(evidence: Evidence) -> str:
     honest = ~table["oracle"].astype(bool) & ~table["defense"].isin([CLEAN, NO_DEFENSE])
     lines = []
     for attack, rows in table[honest].dropna(subset=["p_asr"]).groupby("attack", sort=False):
-        best = rows.loc[rows["p_asr"].idxmin()]
+        best = rows.sort_values("p_asr").iloc[0]
         lines.append(
             f"{attack}: {results.label(best)} has the lowest P-ASR of those without an oracle, "
             f"{best['p_asr']:.0f} %, at C-Acc {best['o_c_acc']:.0f} %."

@@ -120,8 +120,8 @@ def _claims(board: pd.DataFrame) -> str:
         grade = f" ({row['grade']})" if row["grade"] else ""
         left = str(row["left out"] or "")
         why = f"<details><summary>left out</summary>{escape(left)}</details>" if left else ""
-        cells = (escape(str(row["claim"])), f'<span style="{look}">{escape(word)}</span>{grade}')
-        cells += (escape(str(row["ours"])) + why, escape(str(row["paper"])))
+        cells = [escape(str(row["claim"])), f'<span style="{look}">{escape(word)}</span>{grade}']
+        cells += [escape(str(row["ours"])) + why, escape(str(row["paper"]))]
         lines.append("".join(f'<td style="text-align:left">{cell}</td>' for cell in cells))
     return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 

@@ -2,7 +2,8 @@
 
 import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pandas as pd
 from scipy import stats
@@ -107,7 +108,8 @@ def _order(kept: Sequence[Submission]) -> str:
         return f"{count} defenses with a verdict; an order takes {LEAST}."
     frame, draws = orders(kept), [_draws(one) for one in kept]
     swapped = []
-    for one, other in itertools.combinations(frame.itertuples(), 2):
+    rows: Any = frame.itertuples()
+    for one, other in itertools.combinations(rows, 2):
         if (one.paper - other.paper) * (one.worst - other.worst) < 0:
             swapped.append((one, other))
     surely = [pair for pair in swapped if _apart(*pair, "paper") and _apart(*pair, "worst")]
@@ -128,16 +130,13 @@ def _order(kept: Sequence[Submission]) -> str:
 
 def _apart(one: tuple, other: tuple, what: str) -> bool:
     """Say whether two defenses' draws do not overlap."""
-    low, high = (
-        (lambda row: getattr(row, f"{what}_low")),
-        (lambda row: getattr(row, f"{what}_high")),
-    )
-    return low(one) > high(other) or low(other) > high(one)
+    spans = [(getattr(row, f"{what}_low"), getattr(row, f"{what}_high")) for row in (one, other)]
+    return spans[0][0] > spans[1][1] or spans[1][0] > spans[0][1]
 
 
-def _tau(first: Sequence[float], second: Sequence[float]) -> float:
+def _tau(first: Iterable[float], second: Iterable[float]) -> float:
     """Return Kendall's tau; ties all over leave no order to compare, which counts as 0."""
-    tau = float(stats.kendalltau(first, second).statistic)
+    tau = float(stats.kendalltau([*first], [*second]).statistic)
     return tau if tau == tau else 0.0
 
 

@@ -1,6 +1,7 @@
 """The battery as pictures: what wakes a model, how few poisons do, and who is safest."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import seaborn as sns
@@ -38,7 +39,7 @@ def battery_map(found: Sequence[Submission]) -> Figure:
         axis.set_visible(False)
     for index, (axis, (place, part)) in enumerate(zip(axes.flat, panels, strict=False)):
         _map(axis, part, counts, bar=index == len(panels) - 1)
-        axis.set_title(", ".join(place[::-1]), fontsize=11)
+        axis.set_title(", ".join(map(str, place[::-1])), fontsize=11)
     figure.tight_layout()
     return figure
 
@@ -52,16 +53,21 @@ def _map(axis: Axes, part: pd.DataFrame, counts: list[int], *, bar: bool) -> Non
         kept: means[kept].unstack("poisons").reindex(index=ARMS, columns=counts)
         for kept in (True, False)
     }
-    shown = tables[True]
+    shown: Any = tables[True]
     limits = {"vmin": 0, "vmax": 100, "cmap": "Reds"}
     style = {"annot": True, "fmt": ".0f", "annot_kws": {"fontsize": 9}, "linewidths": 0.5}
     sns.heatmap(shown, cbar=bar, ax=axis, cbar_kws={"label": "P-ASR (%)"}, **limits, **style)
     for line, arm in enumerate(ARMS):
         for column, count in enumerate(counts):
-            value = tables[False].loc[arm, count]
+            value: Any = tables[False].loc[arm, count]
             if pd.isna(shown.loc[arm, count]) and pd.notna(value):
                 axis.add_patch(Rectangle((column, line), 1, 1, facecolor=OUT, edgecolor="white"))
-                middle = {"ha": "center", "va": "center", "fontsize": 9, "color": "#5b6775"}
+                middle: dict[str, Any] = {
+                    "ha": "center",
+                    "va": "center",
+                    "fontsize": 9,
+                    "color": "#5b6775",
+                }
                 axis.text(column + 0.5, line + 0.5, f"{value:.0f}", **middle)
     axis.set(xlabel="poisoned samples", ylabel="")
     axis.tick_params(axis="y", rotation=0)
@@ -91,7 +97,12 @@ def wake_counts(found: Sequence[Submission]) -> Figure:
                 axis.plot([own, clean], [line, line], color=OUT, linewidth=2, zorder=1)
                 axis.plot(clean, line, marker="s", color=CLEAN, linestyle="", markersize=7)
                 face = "none" if ranking.gated(one) else AFTER
-                shape = {"marker": "o", "markersize": 9, "markeredgewidth": 2, "linestyle": ""}
+                shape: dict[str, Any] = {
+                    "marker": "o",
+                    "markersize": 9,
+                    "markeredgewidth": 2,
+                    "linestyle": "",
+                }
                 axis.plot(own, line, color=AFTER, markerfacecolor=face, **shape)
         axis.set_yticks(range(len(here)), [ranking.name(one) for one in reversed(here)])
         axis.set_xscale("log")
@@ -101,13 +112,13 @@ def wake_counts(found: Sequence[Submission]) -> Figure:
         axis.minorticks_off()
         axis.set(title=attack, xlabel="poisoned samples that bring ASR to 50 %")
         axis.set_ylim(-0.6, len(here) - 0.4)
-    own = {"marker": "o", "color": AFTER, "linestyle": ""}
+    dot: dict[str, Any] = {"marker": "o", "color": AFTER, "linestyle": ""}
     handles = [
-        axes[0][-1].plot([], [], label="this model", **own)[0],
-        axes[0][-1].plot([], [], label="a check failed", markerfacecolor="none", **own)[0],
+        axes[0][-1].plot([], [], label="this model", **dot)[0],
+        axes[0][-1].plot([], [], label="a check failed", markerfacecolor="none", **dot)[0],
         axes[0][-1].plot([], [], "s", color=CLEAN, label="clean models")[0],
     ]
-    beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "frameon": False}
+    beside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "frameon": False}
     axes[0][-1].legend(handles=handles, **beside)
     figure.tight_layout()
     return figure
@@ -126,15 +137,20 @@ def order_changes(found: Sequence[Submission]) -> Figure:
         4.6 * max(len(attacks), 1) + 1.8, 4.4, ncols=max(len(attacks), 1), sharey=True
     )
     for axis, attack in zip(axes[0], attacks, strict=False):
-        for row in frame[frame["attack"] == attack].itertuples():
+        rows: Any = frame[frame["attack"] == attack].itertuples()
+        for row in rows:
             index = names.index(row.defense)
             means = [row.paper, row.worst]
             reach = [
                 [row.paper - row.paper_low, row.worst - row.worst_low],
                 [row.paper_high - row.paper, row.worst_high - row.worst],
             ]
-            look = {"color": COLOURS[(index + 1) % len(COLOURS)], "capsize": 4, "markersize": 8}
-            look |= {"marker": MARKERS[index % len(MARKERS)], "linewidth": 2}
+            look: dict[str, Any] = {
+                "color": COLOURS[(index + 1) % len(COLOURS)],
+                "capsize": 4,
+                "markersize": 8,
+            }
+            look |= {"marker": MARKERS[index % len(MARKERS)], "markersize": 8, "linewidth": 2}
             if row.gated:
                 look |= {"linestyle": ":", "markerfacecolor": "none"}
             label = row.defense + (", a check failed" if row.gated else "")
