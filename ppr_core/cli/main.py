@@ -10,7 +10,7 @@ from collections.abc import Callable
 # Before torch starts its threads: rivals that spin while they wait slow each other forty-fold.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from ppr_core.cli import doctor, evaluate, judge, listings, scan, servers, study
+from ppr_core.cli import doctor, evaluate, judge, listings, paper, scan, servers, study
 from ppr_core.errors import CheckpointError, ConfigError, DataError, StoreError
 
 
@@ -56,6 +56,6 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(command=run)
         return made
 
-    for part in (study, evaluate, scan, judge, listings, servers, doctor):
+    for part in (study, paper, evaluate, scan, judge, listings, servers, doctor):
         part.add(command)
     return parser

@@ -2,7 +2,7 @@
 
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -24,6 +24,11 @@ from ppr_core.weights import under
 
 CURVE_IMAGES = 500  # test images behind each point of a training curve
 LOG_EVERY_S = 5.0  # epochs are logged in batches: a request each would slow short trainings
+
+
+def droppable(stage: Stage) -> bool:
+    """Say whether a stage's tensors are cheap to have again: generators, and retuned weights."""
+    return stage.kind == "inverted" or isinstance(stage.method, Measure)
 
 
 class Lab(Reader):
@@ -49,7 +54,29 @@ class Lab(Reader):
         for parent in stage.parents:
             self.result(parent)
         with self.store.owned(stage.key):  # of two that want it, one computes it
-            return self.store.find(stage.key) or self._computed(stage)
+            found = self.store.find(stage.key)
+            if found is not None and not self.store.dropped(found):
+                return found
+            made = self._computed(stage)
+            if found is not None:
+                self.store.discard(found.info.run_id)
+            return made
+
+    def drop(self, stages: Iterable[Stage], later: Iterable[Stage] = ()) -> int:
+        """Remove what is cheap to have again (see `droppable`); return the bytes that this frees.
+
+        Args:
+            stages: of a study that is through.
+            later: stages still to be computed, which may read some of these.
+        """
+        read = {parent.key for stage in later for parent in stage.parents}
+        freed = 0
+        for stage in stages:
+            run = self.store.find(stage.key) if droppable(stage) and stage.key not in read else None
+            if run is not None and not self.store.dropped(run):
+                freed += self.store.drop(run)
+                self._read.pop(stage.key, None)
+        return freed
 
     def _computed(self, stage: Stage) -> Run:
         setting = stage.setting

@@ -201,9 +201,14 @@ def _lab() -> Lab:
     return Lab(Store())
 
 
-def weight(stage: Stage) -> float:
-    """Return a rough cost of a stage: thousands of images that it trains on."""
-    count, method = len(stage.setting.images.train), stage.method
+def weight(stage: Stage, count: int | None = None) -> float:
+    """Return a rough cost of a stage: thousands of images that it trains on.
+
+    Args:
+        stage: to be computed.
+        count: training images; as many as the data set has, if not given.
+    """
+    count, method = count or len(stage.setting.images.train), stage.method
     if isinstance(method, Attack) and stage.kind != "prepared":
         return method.training.total_steps(count) * method.training.batch_size / 1000
     if isinstance(method, Retuning):
@@ -248,8 +253,8 @@ class _Bar:
     def epoch(self, stage: Stage, history: list[Record], epochs: int) -> None:
         """Move on within a stage, as far as its longest training has come."""
         named = stage.kind in ("clean", "backdoored", "retuned")
-        if named:
-            self._to(self.done + self.weights[stage.key] * len(history) / epochs)
+        if named:  # one that was dropped and is computed again was not counted
+            self._to(self.done + self.weights.get(stage.key, 0) * len(history) / epochs)
         self.bar.set_description_str(f"{stage.name} · epoch {len(history)}/{epochs}")
 
     def end(self, stage: Stage, reason: str | None) -> None:

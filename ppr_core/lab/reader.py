@@ -35,14 +35,16 @@ class Reader:
     def result(self, stage: Stage) -> Result:
         """Return a stage's result."""
         if stage.key not in self._read:
-            run = self.store.find(stage.key) or self.compute(stage)
+            run = self.store.find(stage.key)
+            if run is None or self.store.dropped(run):
+                run = self.compute(stage)
             if len(self._read) >= 64:  # a few hundred MB of weights at the most
                 self._read.pop(next(iter(self._read)))
             self._read[stage.key] = self.store.load(run)
         return self._read[stage.key]
 
     def compute(self, stage: Stage) -> Run:
-        """Return the run of a stage that the store does not hold; who only reads has none.
+        """Return the run of a stage whose tensors the store lacks; who only reads has none.
 
         Raises:
             StoreError: nothing is computed here.

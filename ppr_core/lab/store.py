@@ -17,6 +17,7 @@ import safetensors.torch
 from filelock import FileLock
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from safetensors import SafetensorError
 
 from ppr_core.errors import CheckpointError, StoreError, need
@@ -34,6 +35,8 @@ logging.getLogger("urllib3").setLevel(logging.ERROR)  # each try of a request th
 
 PARAM_LIMIT = 6000  # characters of one MLflow parameter
 BATCH_LIMIT = 1000  # metrics in one MLflow request
+TENSORS, DROPPED = "tensors.safetensors", "dropped"  # a result's file, the tag of one without it
+SMALL = 10_000  # bytes of tensors that are never worth removing
 TRIES = 3  # of what fails only where another process does the same at the same moment
 
 
@@ -102,6 +105,11 @@ class Store:
         """Return the finished run that holds this key's result, or None."""
         runs = self.search(query="attributes.status = 'FINISHED'", key=key)
         return runs[0] if runs else None
+
+    def keys(self) -> set[str]:
+        """Return the keys of all finished stages: one question where many are to be looked up."""
+        runs = self.search(query="attributes.status = 'FINISHED'", kind="stage")
+        return {run.data.tags["ppr.key"] for run in runs}
 
     def held(self, key: str) -> Run:
         """Return the finished run that holds this key's result; raise StoreError for none."""
@@ -229,7 +237,7 @@ class Store:
             StoreError: the artifacts cannot be written (a full disk, a read-only folder).
         """
         with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / "tensors.safetensors"
+            path = Path(scratch) / TENSORS
             tensors = {name: t.detach().cpu().contiguous() for name, t in result.tensors.items()}
             content = {
                 "info": result.info,
@@ -257,7 +265,7 @@ class Store:
         mend = f"delete run {run.info.run_id} ({run.info.run_name}) and start again"
         try:
             content = json.loads((folder / "result.json").read_text())
-            path = folder / "tensors.safetensors"
+            path = folder / TENSORS
             found = sha256(path)
             need(
                 found == content["sha256"],
@@ -270,6 +278,32 @@ class Store:
                 f"expected a stage's result in {folder}, got: {error}; {mend}"
             ) from None
         return Result(tensors, content["info"], content["metrics"], content["history"])
+
+    def drop(self, run: Run) -> int:
+        """Remove the tensors of a finished run; its figures and its history stay.
+
+        Returns:
+            The bytes that this frees; 0 where they are so few that they stay.
+        """
+        run_id, uri = run.info.run_id, str(run.info.artifact_uri)
+        try:
+            files = self.client.list_artifacts(run_id, "result")
+            size = next((f.file_size or 0 for f in files if f.path.endswith(TENSORS)), 0)
+            if size < SMALL:
+                return 0
+            # Marked first: killed in between, it is computed again rather than called damaged.
+            self.log(run_id, tags={DROPPED: "yes"})
+            place = get_artifact_repository(uri, tracking_uri=self.uri)
+            place.delete_artifacts(f"result/{TENSORS}")
+        except (OSError, MlflowException) as error:
+            raise StoreError(
+                f"expected to remove the tensors of run {run_id}, got: {error}"
+            ) from None
+        return size
+
+    def dropped(self, run: Run) -> bool:
+        """Say whether a run's tensors were removed."""
+        return f"ppr.{DROPPED}" in run.data.tags
 
     def summary(self, run: Run) -> Result:
         """Read a stage's figures and history back, without its tensors."""

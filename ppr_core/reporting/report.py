@@ -2,7 +2,7 @@
 
 import base64
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,39 +40,60 @@ def write(plan: Plan, store: Store, evidence: Evidence) -> Path:
     union = pd.concat([rows, evidence.further], ignore_index=True)
     summary = results.summary(rows)
     heads = results.further_heads(summary)
-    environment = Environment(
+    html = (
+        environment()
+        .get_template(TEMPLATE)
+        .render(
+            study=plan.study.name,
+            made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            heads=[*heads.values()],
+            table=[_line(row, heads) for _, row in summary.iterrows()],
+            seeds=plan.study.seeds,
+            red=red,
+            findings=[*findings, claims.tally(verdicts) + "."],
+            claims=verdicts,
+            rules=claims.rules()["version"],
+            tables=[table for table in tables.all_tables(union) if table.filled[0]],
+            numbers=[_beside(row) for _, row in paper.compare(union, other_scale=True).iterrows()],
+            figures=_figures(plan, store),
+            settings=yaml.safe_dump(plan.study.model_dump(), sort_keys=False),
+            failed=rows[rows["status"] != "done"].to_dict("records"),
+            machine=machine(plan),
+        )
+    )
+    path = store.folder / "reports" / f"{plan.study.name}.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(html)
+    keep(store, plan.study.name, plan.mark, [path])
+    return path
+
+
+def environment() -> Environment:
+    """Return what renders the pages, whose templates lie beside this module."""
+    return Environment(
         loader=PackageLoader("ppr_core.reporting", ""),
         autoescape=select_autoescape(default=True),
         undefined=StrictUndefined,
     )
-    html = environment.get_template(TEMPLATE).render(
-        study=plan.study.name,
-        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        heads=[*heads.values()],
-        table=[_line(row, heads) for _, row in summary.iterrows()],
-        seeds=plan.study.seeds,
-        red=red,
-        findings=[*findings, claims.tally(verdicts) + "."],
-        claims=verdicts,
-        rules=claims.rules()["version"],
-        tables=[table for table in tables.all_tables(union) if table.filled[0]],
-        numbers=[_beside(row) for _, row in paper.compare(union, other_scale=True).iterrows()],
-        figures=_figures(plan, store),
-        settings=yaml.safe_dump(plan.study.model_dump(), sort_keys=False),
-        failed=rows[rows["status"] != "done"].to_dict("records"),
-        machine=_machine(plan),
-    )
-    path = store.folder / "reports" / f"{plan.study.name}.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with store.owned(f"report-{digest(plan.study.name)[:12]}"):  # two starts take turns
-        path.write_text(html)
-        tags = {"kind": "report", "settings": plan.mark}
-        for old in store.search(plan.study.name, **tags):
+
+
+def keep(store: Store, name: str, mark: str, files: Sequence[Path]) -> None:
+    """Log a report's files under a run, in place of an older one of the same studies.
+
+    Args:
+        store: that holds the runs.
+        name: of the experiment.
+        mark: digest of what the report is about.
+        files: of the report.
+    """
+    with store.owned(f"report-{digest(name)[:12]}"):  # two starts take turns
+        tags = {"kind": "report", "settings": mark}
+        for old in store.search(name, **tags):
             store.discard(old.info.run_id)
-        run = store.start(plan.study.name, "report", tags=tags)
-        store.attach(run, path)
+        run = store.start(name, "report", tags=tags)
+        for path in files:
+            store.attach(run, path)
         store.finish(run)
-    return path
 
 
 def _line(row: "results.pd.Series", heads: Iterable[str]) -> dict[str, Any]:
@@ -123,7 +144,8 @@ def _figures(plan: Plan, store: Store) -> list[dict[str, str]]:
     return figures
 
 
-def _machine(plan: Plan) -> str:
+def machine(plan: Plan) -> str:
+    """Return what a page says of where it was made."""
     device = torch.cuda.get_device_name() if plan.device.type == "cuda" else "CPU"
     python = platform.python_version()
     return f"{device}, torch {torch.__version__}, Python {python}, commit {commit()[:12]}"
