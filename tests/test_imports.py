@@ -35,8 +35,10 @@ LAB = [
     "lab.marks",
     "lab.guards",
     "lab.database",
+    "lab.artifacts",
     "lab.graph",
     "lab.store",
+    "lab.leases",
     "lab.chains",
     "lab.reader",
     "lab.measures",
@@ -44,6 +46,7 @@ LAB = [
     "lab.checks",
     "lab.arrivals",
     "lab.desk",
+    "lab.cluster",
     "lab.engine",
     "lab.series",
     "lab.costs",
@@ -87,11 +90,11 @@ REPORTING = [
 ]
 ORDER = [*CORE, *LAB, *REPORTING]
 ONLY_IMPORTER = {
-    "mlflow": {"lab.guards", "lab.database", "lab.store"},
+    "mlflow": {"lab.guards", "lab.database", "lab.artifacts", "lab.store"},
     "papermill": {"lab.notebooks"},
     "matplotlib": {"reporting.plots", "reporting.toy", "reporting.drawings", "lab.section"},
     "seaborn": {"reporting.plots"},
-    "ray": {"lab.engine"},
+    "ray": {"lab.cluster"},
     "ipywidgets": {"explorer"},
 }
 FLOORS = ("lab", "reporting", "cli")  # packages whose modules have places of their own

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ppr_core.cli.study import override, where
+from ppr_core.cli.study import override, placed, where
 from ppr_core.errors import ConfigError
 from ppr_core.lab.places import study_file
 
@@ -54,7 +54,7 @@ def _compute(name: str, entries: list["Entry"], lab: "Lab", arguments: argparse.
     for index, entry in enumerate(kept):
         study = entry.plan.study
         print(f"\n{entry.part}: study {study.name} ({index + 1} of {len(kept)})", flush=True)
-        told = engine.run(entry.plan, lab, *(arguments.engine, arguments.gpu_share))
+        told = engine.run(entry.plan, lab, **placed(arguments))
         if told:
             failures[study.name] = told
         comparison.log_cells(entry.plan, lab.store)

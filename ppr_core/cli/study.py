@@ -55,6 +55,17 @@ def where(command: argparse.ArgumentParser) -> None:
     """Let a command say where stages run."""
     command.add_argument("--engine", choices=("local", "ray"), default="local", help="where to run")
     command.add_argument("--gpu-share", type=float, default=1.0, help="GPU share of a stage (ray)")
+    text = "main memory that a stage takes (ray); 0: not counted"
+    command.add_argument("--memory-gb", type=float, default=0.0, metavar="GB", help=text)
+
+
+def placed(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what `where` was told, as arguments of `engine.run`."""
+    return {
+        "backend": arguments.engine,
+        "gpu_share": arguments.gpu_share,
+        "memory_gb": arguments.memory_gb,
+    }
 
 
 def own(command: argparse.ArgumentParser, kind: str, text: str) -> None:
@@ -133,10 +144,10 @@ def _study(arguments: argparse.Namespace) -> int:
         return _dry_run(plan, Lab(store))
     if arguments.no_notebooks:
         sections = []
-    return compute(plan, store, sections, arguments.engine, arguments.gpu_share)
+    return compute(plan, store, sections, **placed(arguments))
 
 
-def compute(plan: "Plan", store: "Store", sections: list[Path], *where: Any) -> int:
+def compute(plan: "Plan", store: "Store", sections: list[Path], **where: Any) -> int:
     """Compute a study, print its table, execute its notebooks, write its report."""
     from ppr_core.lab import engine, notebooks
     from ppr_core.lab.desk import Lab
@@ -144,7 +155,7 @@ def compute(plan: "Plan", store: "Store", sections: list[Path], *where: Any) -> 
 
     print(f"study {plan.study.name}: {len(plan.stages())} stages on {plan.device}", flush=True)
     lab = Lab(store)
-    failures = engine.run(plan, lab, *where)
+    failures = engine.run(plan, lab, **where)
     comparison.log_cells(plan, store)
     print("\n" + reddened(results.text_table(results.cells(plan, store))) + "\n", flush=True)
     clock = time.time()

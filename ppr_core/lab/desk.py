@@ -12,7 +12,8 @@ from ppr_core.attacks import Trigger
 from ppr_core.attacks.base import prepared
 from ppr_core.bench import weights_of
 from ppr_core.config import derive
-from ppr_core.errors import need
+from ppr_core.errors import ConfigError, DataError, need
+from ppr_core.lab import leases
 from ppr_core.lab.graph import Stage
 from ppr_core.lab.measures import Measure
 from ppr_core.lab.reader import LEARNT, Reader
@@ -21,6 +22,9 @@ from ppr_core.method import Cost, Result, measuring
 from ppr_core.metrics import attack_success_rate, clean_accuracy, evaluate, triggered
 from ppr_core.runtime import Record, session
 from ppr_core.weights import under
+
+# What a method may meet on one model without the rest of the grid being at fault.
+FAILURES = (ConfigError, DataError, RuntimeError)
 
 CURVE_IMAGES = 500  # test images behind each point of a training curve
 LOG_EVERY_S = 5.0  # epochs are logged in batches: a request each would slow short trainings
@@ -54,10 +58,15 @@ class Lab(Reader):
         for parent in stage.parents:
             self.result(parent)
         with self.store.owned(stage.key):  # of two that want it, one computes it
-            found = self.store.find(stage.key)
-            if found is not None and not self.store.dropped(found):
-                return found
-            made = self._computed(stage)
+            while True:
+                if not self.store.local:
+                    leases.wait(self.store, stage.key)
+                found = self.store.find(stage.key)
+                if found is not None and not self.store.dropped(found):
+                    return found
+                made = self._computed(stage)
+                if made is not None:
+                    break
             if found is not None:
                 self.store.discard(found.info.run_id)
             return made
@@ -78,15 +87,11 @@ class Lab(Reader):
                 self._read.pop(stage.key, None)
         return freed
 
-    def _computed(self, stage: Stage) -> Run:
-        setting = stage.setting
-        run_id = self.store.start(
-            setting.study.name,
-            stage.name,
-            tags=_tags(stage),
-            params=stage.settings,
-            dataset=setting.described,
-        )
+    def _computed(self, stage: Stage) -> Run | None:
+        """Compute a stage; return its run, or None where another machine was just faster."""
+        setting, run_id = stage.setting, self._open(stage)
+        if not run_id:
+            return None
         logged: set[float] = set()
         last = time.monotonic()
 
@@ -104,12 +109,15 @@ class Lab(Reader):
 
         clock = time.perf_counter()
         try:
-            with session(
-                precision=setting.study.precision,
-                deterministic=setting.study.deterministic,
-                checkpoint=self.store.scratch(stage.key),
-                evaluate=self._evaluator(stage),
-                report=report,
+            with (
+                leases.beating(self.store, run_id),
+                session(
+                    precision=setting.study.precision,
+                    deterministic=setting.study.deterministic,
+                    checkpoint=self.store.scratch(stage.key),
+                    evaluate=self._evaluator(stage),
+                    report=report,
+                ),
             ):
                 result = self._work(stage)
             result.metrics["seconds"] = time.perf_counter() - clock
@@ -127,6 +135,20 @@ class Lab(Reader):
         self.store.finish(run_id)
         self.store.drop_scratch(stage.key)
         return self.store.client.get_run(run_id)
+
+    def _open(self, stage: Stage) -> str:
+        """Open the run of a stage; return its id, or "" where another machine was faster."""
+        run_id = self.store.start(
+            stage.setting.study.name,
+            stage.name,
+            tags=_tags(stage),
+            params=stage.settings,
+            dataset=stage.setting.described,
+        )
+        if self.store.local or leases.first(self.store, stage.key, run_id):
+            return run_id
+        self.store.discard(run_id)
+        return ""
 
     def _work(self, stage: Stage) -> Result:
         if stage.file is not None:

@@ -17,10 +17,10 @@ import safetensors.torch
 from filelock import FileLock
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from safetensors import SafetensorError
 
 from ppr_core.errors import CheckpointError, StoreError, need
+from ppr_core.lab.artifacts import downloaded, remove
 from ppr_core.lab.database import prepare
 from ppr_core.lab.guards import HTTP_TRIES, START_TRIES, as_store_error, http_tries, quoted, writing
 from ppr_core.lab.marks import alive, marks
@@ -105,6 +105,10 @@ class Store:
         """Return the finished run that holds this key's result, or None."""
         runs = self.search(query="attributes.status = 'FINISHED'", key=key)
         return runs[0] if runs else None
+
+    def running(self, key: str) -> list[Run]:
+        """Return the open runs of this key."""
+        return self.search(query="attributes.status = 'RUNNING'", key=key)
 
     def keys(self) -> set[str]:
         """Return the keys of all finished stages: one question where many are to be looked up."""
@@ -279,26 +283,21 @@ class Store:
             ) from None
         return Result(tensors, content["info"], content["metrics"], content["history"])
 
+    @writing
     def drop(self, run: Run) -> int:
         """Remove the tensors of a finished run; its figures and its history stay.
 
         Returns:
             The bytes that this frees; 0 where they are so few that they stay.
         """
-        run_id, uri = run.info.run_id, str(run.info.artifact_uri)
-        try:
-            files = self.client.list_artifacts(run_id, "result")
-            size = next((f.file_size or 0 for f in files if f.path.endswith(TENSORS)), 0)
-            if size < SMALL:
-                return 0
-            # Marked first: killed in between, it is computed again rather than called damaged.
-            self.log(run_id, tags={DROPPED: "yes"})
-            place = get_artifact_repository(uri, tracking_uri=self.uri)
-            place.delete_artifacts(f"result/{TENSORS}")
-        except (OSError, MlflowException) as error:
-            raise StoreError(
-                f"expected to remove the tensors of run {run_id}, got: {error}"
-            ) from None
+        files = self.client.list_artifacts(run.info.run_id, "result")
+        size = next((file.file_size or 0 for file in files if file.path.endswith(TENSORS)), 0)
+        if size < SMALL:
+            return 0
+        # Marked first: killed in between, it is computed again rather than called damaged.
+        self.log(run.info.run_id, tags={DROPPED: "yes"})
+        remove(self.uri, run, f"result/{TENSORS}")
+        shutil.rmtree(self.folder / "downloads" / run.info.run_id, ignore_errors=True)
         return size
 
     def dropped(self, run: Run) -> bool:
@@ -316,17 +315,7 @@ class Store:
         uri = self.client.get_run(run_id).info.artifact_uri
         if uri.startswith("/"):  # anything else, such as mlflow-artifacts:/..., is a server's
             return Path(uri) / name
-        try:
-            return Path(
-                mlflow.artifacts.download_artifacts(
-                    run_id=run_id, artifact_path=name, tracking_uri=self.uri
-                )
-            )
-        except (OSError, MlflowException) as error:
-            raise CheckpointError(
-                f"expected artifacts {name!r} of run {run_id}, got: {error}; delete that run and "
-                "start again"
-            ) from None
+        return downloaded(self.uri, run_id, name, self.folder / "downloads" / run_id)
 
     @writing
     def attach(self, run_id: str, path: Path, folder: str | None = None) -> None:
