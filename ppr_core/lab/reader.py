@@ -35,7 +35,9 @@ class Reader:
     def result(self, stage: Stage) -> Result:
         """Return a stage's result."""
         if stage.key not in self._read:
-            run = self.store.find(stage.key) or self.compute(stage)
+            run = self.store.find(stage.key)
+            if run is None or self.store.dropped(run):
+                run = self.compute(stage)
             try:
                 result = self.store.load(run)
             except CheckpointError as error:
@@ -46,7 +48,7 @@ class Reader:
         return self._read[stage.key]
 
     def compute(self, stage: Stage) -> Run:
-        """Return the run of a stage that the store does not hold; who only reads has none.
+        """Return the run of a stage whose tensors the store lacks; who only reads has none.
 
         Raises:
             StoreError: nothing is computed here.
