@@ -11,7 +11,7 @@ from collections.abc import Callable
 # Before torch starts its threads: rivals that spin while they wait slow each other forty-fold.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from ppr_core.cli import book, doctor, evaluate, judge, listings, scan, servers, study
+from ppr_core.cli import book, doctor, evaluate, judge, listings, paper, scan, servers, study
 from ppr_core.errors import CheckpointError, ConfigError, DataError, StoreError
 
 FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # what a full disk says
@@ -65,6 +65,6 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(command=run)
         return made
 
-    for part in (study, evaluate, scan, judge, book, listings, servers, doctor):
+    for part in (study, paper, evaluate, scan, judge, book, listings, servers, doctor):
         part.add(command)
     return parser

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppr_core.errors import ConfigError, need
+from ppr_core.errors import need
 from ppr_core.lab.places import study_file
 
 if TYPE_CHECKING:  # late, so that --help imports neither torch nor mlflow
@@ -24,9 +24,7 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     """Declare the commands."""
     study = command("study", _study, "compute a study, execute its notebooks, write its report")
     _study_arguments(study)
-    study.add_argument("--engine", choices=("local", "ray"), default="local", help="where to run")
-    study.add_argument("--gpu-share", type=float, default=1.0, help="GPU share of a stage (ray)")
-    workers(study)
+    where(study)
     study.add_argument("--no-notebooks", action="store_true", help="compute the stages only")
     study.add_argument("--dry-run", action="store_true", help="list the stages and what is cached")
     run = command("run", _run, "execute one notebook with a study's settings")
@@ -47,6 +45,21 @@ def workers(command: argparse.ArgumentParser) -> None:
     """Let the processes that share the stages be counted."""
     text = "processes that share the stages; default: one a core of a CPU, one of a GPU"
     command.add_argument("--workers", type=int, metavar="N", help=text)
+
+
+def where(command: argparse.ArgumentParser) -> None:
+    """Let a command say where stages run."""
+    command.add_argument("--engine", choices=("local", "ray"), default="local", help="where to run")
+    command.add_argument("--gpu-share", type=float, default=1.0, help="GPU share of a stage (ray)")
+    text = "main memory that a stage takes (ray); 0: not counted"
+    command.add_argument("--memory-gb", type=float, default=0.0, metavar="GB", help=text)
+    workers(command)
+
+
+def placed(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what `where` was told, as arguments of `engine.run`."""
+    about = {"backend": arguments.engine, "gpu_share": arguments.gpu_share}
+    return about | {"workers": arguments.workers, "memory_gb": arguments.memory_gb}
 
 
 def _study_arguments(command: argparse.ArgumentParser) -> None:
@@ -103,24 +116,14 @@ def read(
     file: str | None, pairs: list[str], values: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Read a study file and overrides such as `training.epochs=3` into one mapping."""
-    from ppr_core.lab.settings_file import parse
+    from ppr_core.lab.settings_file import pair_of, put
     from ppr_core.lab.study import Study
 
     values = {**(values or {})}
     if file:
         values |= Study.load(study_file(file)).model_dump(exclude_unset=True)
     for pair in pairs:
-        key, equals, text = pair.partition("=")
-        need(equals, f"expected KEY=VALUE, got {pair!r}")
-        place = values
-        *groups, last = key.split(".")
-        for group in groups:
-            place = place.setdefault(group, {})
-            need(isinstance(place, dict), f"expected {group!r} in {key!r} to be a group")
-        try:
-            place[last] = parse(text)
-        except ConfigError as error:
-            raise ConfigError(f"{key}: expected a YAML value, got {text!r}: {error}") from None
+        put(values, *pair_of(pair))
     return values
 
 
@@ -145,9 +148,7 @@ def _study(arguments: argparse.Namespace) -> int:
         return _dry_run(plan, Lab(store))
     if arguments.no_notebooks:
         sections = []
-    where = {"backend": arguments.engine, "gpu_share": arguments.gpu_share}
-    where |= {"workers": arguments.workers}
-    return compute(plan, store, sections, _labels(arguments), **where)
+    return compute(plan, store, sections, _labels(arguments), **placed(arguments))
 
 
 def _labels(arguments: argparse.Namespace) -> list[str]:
@@ -176,6 +177,8 @@ def compute(
     broken = notebooks.execute_all(sections, plan, store)
     told = time.time() - clock
     path = report.write(plan, store, claims.gather(plan, store), beside)
+    if plan.study.keep == "needed":
+        print(f"dropped  {lab.drop(plan.stages()) / 1e9:.2f} GB")
     print(f"time     {_shares({'computing stages': lab.computing, 'notebooks': told})}")
     print(f"report   {path}")
     page = comparison.pages(store, [plan.study.name])[plan.study.name]

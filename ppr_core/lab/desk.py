@@ -4,7 +4,7 @@ import contextlib
 import inspect
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from ppr_core.attacks.base import prepared
 from ppr_core.bench import weights_of
 from ppr_core.config import derive
 from ppr_core.errors import CheckpointError, StoreError, need
+from ppr_core.lab import leases
+from ppr_core.lab.dropping import drop, dropped
 from ppr_core.lab.graph import Stage
 from ppr_core.lab.measures import Measure
 from ppr_core.lab.reader import LEARNT, Reader
@@ -28,6 +30,11 @@ log = logging.getLogger(__name__)
 
 CURVE_IMAGES = 500  # test images behind each point of a training curve
 LOG_EVERY_S = 5.0  # epochs are logged in batches: a request each would slow short trainings
+
+
+def droppable(stage: Stage) -> bool:
+    """Say whether a stage's tensors are cheap to have again: generators, and retuned weights."""
+    return stage.kind == "inverted" or isinstance(stage.method, Measure)
 
 
 class Lab(Reader):
@@ -53,7 +60,7 @@ class Lab(Reader):
         for parent in stage.parents:
             self.result(parent)
         with self.store.owned(stage.key):  # of two that want it, one computes it
-            return self.store.find(stage.key) or self.computed(stage)
+            return self.computed(stage)
 
     def replace(self, stage: Stage, run: Run, error: CheckpointError) -> Run:
         """Compute a stage anew whose result is damaged, and say so; the damaged run stays."""
@@ -66,7 +73,8 @@ class Lab(Reader):
         if run is None:
             return False
         try:
-            self.store.check(run)
+            if not dropped(run):
+                self.store.check(run)
         except CheckpointError as error:
             self._retire(run, error)
             return False
@@ -78,14 +86,42 @@ class Lab(Reader):
 
     def computed(self, stage: Stage) -> Run:
         """Compute a stage that this process owns and whose parents are there; return its run."""
-        setting = stage.setting
-        run_id = self.store.start(
-            setting.study.name,
-            stage.name,
-            tags=_tags(stage),
-            params=stage.settings,
-            dataset=setting.described,
-        )
+        for parent in stage.parents:
+            self.result(parent)  # one that was dropped is computed again
+        while True:
+            if not self.store.local:
+                leases.wait(self.store, stage.key)
+            found = self.store.find(stage.key)
+            if found is not None and not dropped(found):
+                return found
+            made = self._made(stage)
+            if made is None:
+                continue
+            if found is not None:
+                self.store.discard(found.info.run_id)
+            return made
+
+    def drop(self, stages: Iterable[Stage], later: Iterable[Stage] = ()) -> int:
+        """Remove what is cheap to have again (see `droppable`); return the bytes that this frees.
+
+        Args:
+            stages: of a study that is through.
+            later: stages still to be computed, which may read some of these.
+        """
+        read = {parent.key for stage in later for parent in stage.parents}
+        freed = 0
+        for stage in stages:
+            run = self.store.find(stage.key) if droppable(stage) and stage.key not in read else None
+            if run is not None and not dropped(run):
+                freed += drop(self.store, run)
+                self._read.pop(stage.key, None)
+        return freed
+
+    def _made(self, stage: Stage) -> Run | None:
+        """Compute a stage; return its run, or None where another machine was just faster."""
+        setting, run_id = stage.setting, self._open(stage)
+        if not run_id:
+            return None
         logged: set[float] = set()
         last = time.monotonic()
 
@@ -103,12 +139,15 @@ class Lab(Reader):
 
         clock = time.perf_counter()
         try:
-            with session(
-                precision=setting.study.precision,
-                deterministic=setting.study.deterministic,
-                checkpoint=self.store.scratch(stage.key),
-                evaluate=self._evaluator(stage),
-                report=report,
+            with (
+                leases.beating(self.store, run_id),
+                session(
+                    precision=setting.study.precision,
+                    deterministic=setting.study.deterministic,
+                    checkpoint=self.store.scratch(stage.key),
+                    evaluate=self._evaluator(stage),
+                    report=report,
+                ),
             ):
                 result = self._work(stage)
             result.metrics["seconds"] = time.perf_counter() - clock
@@ -127,6 +166,20 @@ class Lab(Reader):
         self.store.finish(run_id)
         self.store.drop_scratch(stage.key)
         return self.store.client.get_run(run_id)
+
+    def _open(self, stage: Stage) -> str:
+        """Open the run of a stage; return its id, or "" where another machine was faster."""
+        run_id = self.store.start(
+            stage.setting.study.name,
+            stage.name,
+            tags=_tags(stage),
+            params=stage.settings,
+            dataset=stage.setting.described,
+        )
+        if self.store.local or leases.first(self.store, stage.key, run_id):
+            return run_id
+        self.store.discard(run_id)
+        return ""
 
     def _work(self, stage: Stage) -> Result:
         if stage.file is not None:

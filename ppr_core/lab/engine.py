@@ -1,34 +1,27 @@
 """Where stages run: in this process, or on Ray (one GPU, many GPUs, many machines)."""
 
-import contextlib
-import os
 import sys
 import time
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 from tqdm import tqdm
 
 from ppr_core.attacks import Attack
 from ppr_core.config import Settings
 from ppr_core.defenses import Defense
-from ppr_core.errors import ConfigError, StoreError, need
-from ppr_core.lab import places, turns
+from ppr_core.errors import need
+from ppr_core.lab import cluster, turns
 from ppr_core.lab.checks import check
 from ppr_core.lab.desk import Lab
 from ppr_core.lab.graph import Stage, with_parents
 from ppr_core.lab.plan import Plan
-from ppr_core.lab.store import Store
 from ppr_core.lab.turns import Failures
 from ppr_core.reactivation.retuning import Retuning
 from ppr_core.runtime import Record, rivals, set_threads
 from ppr_core.training.fit import Schedule
 
 Backend = Literal["local", "ray"]
-
-TRIES = 3  # of starting Ray
 
 WORTH = 60.0  # thousands of images: what a study must train on before a further process pays
 
@@ -40,12 +33,13 @@ def run(
     gpu_share: float = 1.0,
     wanted: Sequence[Stage] | None = None,
     workers: int | None = None,
+    memory_gb: float = 0.0,
 ) -> Failures:
     """Compute every stage of a study that the store does not hold.
 
     A stage that fails does not stop the others: it is kept as a FAILED run, what depends on it is
-    left out, and both are returned. Where Ray's worker dies of it at every attempt, it fails, too;
-    its run is closed by the next start.
+    left out, and both are returned. Where Ray's worker dies of it twice, it fails, too; its run is
+    closed by the next start.
 
     Args:
         plan: the study, resolved.
@@ -55,6 +49,7 @@ def run(
         wanted: stages to compute with what they read, in place of all.
         workers: processes that share the stages under "local", this one among them; at None one
             a core of a CPU, as far as memory goes, and one of a GPU.
+        memory_gb: main memory that one stage takes under Ray; 0 does not count it.
 
     Returns:
         Stage name -> reason, for what failed or was left out.
@@ -85,7 +80,7 @@ def run(
     bar = _Bar(waiting)
     try:
         if backend == "ray":
-            return _on_ray(waiting, bar, gpu_share)
+            return cluster.run(waiting, bar.end, gpu_share, memory_gb)
         threads = set_threads(plan.device)
         if workers is None:
             enough = plan.device.type == "cpu" and bar.total > WORTH
@@ -105,108 +100,14 @@ def run(
         bar.close()
 
 
-def _on_ray(stages: list[Stage], bar: "_Bar", gpu_share: float) -> Failures:
-    """Hand every stage to Ray at once; each waits for its parents."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-    except ImportError as error:
-        raise ConfigError(f"expected Ray for --engine ray, got: {error}; pip install ray") from None
-    address = os.environ.get("RAY_ADDRESS")
-    local = {} if address else {"include_dashboard": False, "object_store_memory": 200 * 2**20}
-    handed_on = ("PPR_STORE", "PPR_DATA", "PPR_COMPILE", "MLFLOW_TRACKING_URI", "PYTHONPATH")
-    environment = {name: text for name, text in places.environment().items() if name in handed_on}
-    environment["OMP_WAIT_POLICY"] = "PASSIVE"
-    start_ray(
-        ray,
-        address=address,
-        log_to_driver=False,
-        logging_level="ERROR",
-        runtime_env={"env_vars": environment},
-        **local,
-    )
-    try:
-        gpus = ray.cluster_resources().get("GPU", 0) and stages[0].setting.study.device != "cpu"
-        # A worker takes stage after stage: Ray would start a new one for each that has a GPU.
-        share: dict[str, Any] = {"num_gpus": gpu_share if gpus else 0, "max_calls": 0}
-        task = ray.remote(max_retries=2, **share)(_remote)
-        handles: dict[str, Any] = {}
-        for stage in stages:
-            # Ray starts a task when its arguments are there: the parents' outcomes order the graph.
-            before = [handles[parent.key] for parent in stage.parents if parent.key in handles]
-            handles[stage.key] = task.remote(stage, *before)
-        failures: Failures = {}
-        names = {handle: stage for stage in stages for handle in [handles[stage.key]]}
-        left = list(names)
-        while left:
-            (done,), left = ray.wait(left, num_returns=1)
-            stage = names[done]
-            reason = _outcome(done, stage, failures)
-            if reason is not None:
-                failures[stage.name] = reason
-            bar.end(stage, reason)
-        return failures
-    finally:
-        ray.shutdown()
+def weight(stage: Stage, count: int | None = None) -> float:
+    """Return a rough cost of a stage: thousands of images that it trains on.
 
-
-def start_ray(ray: Any, **given: Any) -> None:
-    """Start Ray or join it; it gives its node half a minute, which a busy machine may outlast."""
-    for left in reversed(range(TRIES)):
-        try:
-            ray.init(**given)
-            return
-        except Exception as error:  # Ray raises a bare Exception here
-            ray.shutdown()
-            if not left or "timed out during startup" not in str(error):
-                raise
-
-
-def _outcome(done: Any, stage: Stage, failures: Failures) -> str | None:
-    """Return why a stage that Ray is through with failed, or None; a dead worker is a reason."""
-    import ray
-    from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
-
-    try:
-        return ray.get(done)
-    except StoreError as error:  # Ray's text is the worker's whole traceback
-        raise StoreError(str(getattr(error, "cause", error))) from None
-    # Killed at every attempt, most often for memory. What waits for the stage gets its error.
-    except (NodeDiedError, OutOfMemoryError, WorkerCrashedError) as error:
-        text = str(error).strip().partition("\n")[0]
-        return turns.blocked(stage, failures) or f"worker died: {type(error).__name__}: {text}"
-
-
-def _remote(stage: Stage, *before: str | None) -> str | None:
-    """Compute one stage in a worker, as it was handed on; return why it failed, or None."""
-    failed = [reason for reason in before if reason is not None]
-    if failed:
-        return f"needs a stage that failed ({failed[0]})"
-    torch.set_num_threads(1)  # a process a core
-    try:
-        _lab().result(stage)
-    except StoreError:
-        raise
-    except turns.FAILURES as error:
-        return f"{type(error).__name__}: {error}"
-    finally:
-        # What this stage no longer needs, its neighbours may have. After an error of the device
-        # itself, giving back fails as well; what is to be said is the stage's own reason.
-        with contextlib.suppress(RuntimeError):
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-    return None
-
-
-@lru_cache(maxsize=1)
-def _lab() -> Lab:
-    """Return a lab that is kept from stage to stage of a worker."""
-    return Lab(Store())
-
-
-def weight(stage: Stage) -> float:
-    """Return a rough cost of a stage: thousands of images that it trains on."""
-    count, method = len(stage.setting.images.train), stage.method
+    Args:
+        stage: to be computed.
+        count: training images; as many as the data set has, if not given.
+    """
+    count, method = count or len(stage.setting.images.train), stage.method
     if isinstance(method, Attack) and stage.kind != "prepared":
         return method.training.total_steps(count) * method.training.batch_size / 1000
     if isinstance(method, Retuning):
@@ -251,8 +152,8 @@ class _Bar:
     def epoch(self, stage: Stage, history: list[Record], epochs: int) -> None:
         """Move on within a stage, as far as its longest training has come."""
         named = stage.kind in ("clean", "backdoored", "retuned")
-        if named:
-            self._to(self.done + self.weights[stage.key] * len(history) / epochs)
+        if named:  # one that was dropped and is computed again was not counted
+            self._to(self.done + self.weights.get(stage.key, 0) * len(history) / epochs)
         self.bar.set_description_str(f"{stage.name} · epoch {len(history)}/{epochs}")
 
     def end(self, stage: Stage, reason: str | None, seconds: float | None = None) -> None:

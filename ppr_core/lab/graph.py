@@ -124,6 +124,10 @@ class Setting:
         own = self.dataset.own_code()
         return key | ({"code": own} if own else {})
 
+    def assume_images(self) -> None:
+        """Let the settings of a data set that is not here stand for its images: to count stages."""
+        vars(self)["images_key"] = {"name": type(self.dataset).__name__, **self.dataset.flat()}
+
     @property
     def roots(self) -> dict[str, Any]:
         """What the first stages of every chain depend on."""

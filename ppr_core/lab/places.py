@@ -28,10 +28,15 @@ def environment() -> dict[str, str]:
     return {**os.environ, **named}
 
 
-def study_file(name: str) -> Path:
-    """Return the study file of a path, or of a name in params/, such as demo."""
+def study_file(name: str, suffix: str = ".yaml") -> Path:
+    """Return the study file of a path, or of a name in params/, such as demo.
+
+    Args:
+        name: path or name.
+        suffix: of the files in params/; that of series of studies is .yml.
+    """
     path = Path(name)
-    shipped = ROOT / "params" / path.with_suffix(".yaml").name
+    shipped = ROOT / "params" / path.with_suffix(suffix).name
     return shipped if not path.exists() and shipped.exists() else path
 
 

@@ -6,6 +6,7 @@ from ppr_core.attacks import Trigger
 from ppr_core.data.images import ImageSet
 from ppr_core.defenses import Defense
 from ppr_core.errors import CheckpointError, StoreError
+from ppr_core.lab.dropping import dropped
 from ppr_core.lab.graph import Stage
 from ppr_core.lab.store import Run, Store
 from ppr_core.method import Result
@@ -35,7 +36,9 @@ class Reader:
     def result(self, stage: Stage) -> Result:
         """Return a stage's result."""
         if stage.key not in self._read:
-            run = self.store.find(stage.key) or self.compute(stage)
+            run = self.store.find(stage.key)
+            if run is None or dropped(run):
+                run = self.compute(stage)
             try:
                 result = self.store.load(run)
             except CheckpointError as error:
@@ -46,7 +49,7 @@ class Reader:
         return self._read[stage.key]
 
     def compute(self, stage: Stage) -> Run:
-        """Return the run of a stage that the store does not hold; who only reads has none.
+        """Return the run of a stage whose tensors the store lacks; who only reads has none.
 
         Raises:
             StoreError: nothing is computed here.

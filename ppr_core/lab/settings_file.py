@@ -1,5 +1,6 @@
 """Study files: YAML that means what it seems to mean, and not too much of it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,37 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"expected a file in UTF-8, got {error}") from None
     need(isinstance(values, dict), f"expected a mapping of settings, got {values!r}")
-    base = values.pop("base", None)
+    return based(values, path.parent, (*seen, path))
+
+
+def based(values: Mapping[str, Any], folder: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return settings over those of the file that their key `base` names, if any."""
+    own = {name: value for name, value in values.items() if name != "base"}
+    base = values.get("base")
     if base is None:
-        return values
+        return own
     need(isinstance(base, str), f"expected the name of a study file as base, got {base!r}")
-    return {**read(path.parent / base, (*seen, path)), **values}
+    return {**read(folder / base, seen), **own}
+
+
+def pair_of(text: str) -> tuple[str, Any]:
+    """Read `training.epochs=3` as a key and the value that its YAML says."""
+    key, equals, value = text.partition("=")
+    need(equals, f"expected KEY=VALUE, got {text!r}")
+    try:
+        return key, parse(value)
+    except ConfigError as error:
+        raise ConfigError(f"{key}: expected a YAML value, got {value!r}: {error}") from None
+
+
+def put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set one value, such as `training.epochs`, within groups of settings."""
+    place = values
+    *groups, last = key.split(".")
+    for group in groups:
+        place = place.setdefault(group, {})
+        need(isinstance(place, dict), f"expected {group!r} in {key!r} to be a group")
+    place[last] = value
 
 
 def parse(text: str) -> Any:

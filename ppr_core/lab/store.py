@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from ppr_core.errors import CheckpointError, StoreError, need
 from ppr_core.lab import kept
+from ppr_core.lab.artifacts import downloaded
 from ppr_core.lab.database import prepare
 from ppr_core.lab.guards import HTTP_TRIES, START_TRIES, as_store_error, asked, http_tries, writing
 from ppr_core.lab.marks import alive, marks
@@ -291,12 +292,13 @@ class Store:
         if uri.startswith("/"):  # anything else, such as mlflow-artifacts:/..., is a server's
             return Path(uri) / name
         try:
-            place = mlflow.artifacts.download_artifacts(
-                run_id=run_id, artifact_path=name, tracking_uri=self.uri
-            )
+            return downloaded(self.uri, run_id, name, self.downloads(run_id))
         except (OSError, MlflowException) as error:
             raise self._missing(run_id, name, error) from None
-        return Path(place)
+
+    def downloads(self, run_id: str) -> Path:
+        """Return the folder for what was fetched of a run from a server."""
+        return self.folder / "downloads" / run_id
 
     @as_store_error
     def _missing(self, run_id: str, name: str, error: Exception) -> CheckpointError:

@@ -39,6 +39,11 @@ class Study(Settings):
     )
     checkpoints: dict[str, str] = Field({}, description="models made elsewhere: label -> file")
     clean_control: bool = Field(True, description="train the never-poisoned model as a control")
+    keep: Literal["all", "needed"] = Field(
+        "all",
+        description="tensors kept in the end: all, or without generators and retuned weights, "
+        "which are computed again where something asks for them",
+    )
     notebooks: list[str] = Field([], description="sections to execute, such as 01_backdoors")
 
     @model_validator(mode="after")

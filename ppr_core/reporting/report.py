@@ -45,27 +45,26 @@ def write(plan: Plan, store: Store, evidence: Evidence, beside: Sequence[str] = 
     union = pd.concat([rows, evidence.further], ignore_index=True)
     summary = results.summary(rows)
     heads = results.further_heads(summary)
-    environment = Environment(
-        loader=PackageLoader("ppr_core.reporting", ""),
-        autoescape=select_autoescape(default=True),
-        undefined=StrictUndefined,
-    )
-    html = environment.get_template(TEMPLATE).render(
-        study=plan.study.name,
-        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        heads=[*heads.values()],
-        table=[_line(row, heads) for _, row in summary.iterrows()],
-        seeds=plan.study.seeds,
-        red=red,
-        findings=[*findings, claims.tally(verdicts) + "."],
-        claims=verdicts,
-        rules=claims.rules()["version"],
-        tables=[table for table in tables.all_tables(union) if table.filled[0]],
-        numbers=[_beside(row) for _, row in paper.compare(union, other_scale=True).iterrows()],
-        figures=_figures(plan, store, evidence),
-        settings=yaml.safe_dump(plan.study.model_dump(), sort_keys=False),
-        failed=rows[rows["status"] != "done"].to_dict("records"),
-        machine=_machine(plan),
+    html = (
+        environment()
+        .get_template(TEMPLATE)
+        .render(
+            study=plan.study.name,
+            made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            heads=[*heads.values()],
+            table=[_line(row, heads) for _, row in summary.iterrows()],
+            seeds=plan.study.seeds,
+            red=red,
+            findings=[*findings, claims.tally(verdicts) + "."],
+            claims=verdicts,
+            rules=claims.rules()["version"],
+            tables=[table for table in tables.all_tables(union) if table.filled[0]],
+            numbers=[_beside(row) for _, row in paper.compare(union, other_scale=True).iterrows()],
+            figures=_figures(plan, store, evidence),
+            settings=yaml.safe_dump(plan.study.model_dump(), sort_keys=False),
+            failed=rows[rows["status"] != "done"].to_dict("records"),
+            machine=machine(plan),
+        )
     )
     name = "-".join([plan.study.name, *beside])
     if store.readonly:
@@ -74,16 +73,39 @@ def write(plan: Plan, store: Store, evidence: Evidence, beside: Sequence[str] = 
         return path
     path = store.folder / "reports" / f"{name}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
+    note = "\n\n".join(["The report of this study, one HTML file.", *red, *findings])
     with store.owned(f"report-{digest(name)[:12]}"):  # two starts take turns
         path.write_text(html)
-        tags = {"kind": "report", "settings": plan.mark}
-        for old in store.search(plan.study.name, **tags):
-            store.discard(old.info.run_id)
-        note = "\n\n".join(["The report of this study, one HTML file.", *red, *findings])
-        run = store.start(plan.study.name, "report", tags=tags, note=note)
-        store.attach(run, path)
-        store.finish(run)
+        keep(store, plan.study.name, plan.mark, [path], note)
     return path
+
+
+def environment() -> Environment:
+    """Return what renders the pages, whose templates lie beside this module."""
+    return Environment(
+        loader=PackageLoader("ppr_core.reporting", ""),
+        autoescape=select_autoescape(default=True),
+        undefined=StrictUndefined,
+    )
+
+
+def keep(store: Store, experiment: str, mark: str, files: Iterable[Path], note: str) -> None:
+    """Log a report's files under a run, in place of an older one of the same studies.
+
+    Args:
+        store: that holds the runs.
+        experiment: of the run.
+        mark: digest of what the report is about.
+        files: of the report.
+        note: shown on the run's page.
+    """
+    tags = {"kind": "report", "settings": mark}
+    for old in store.search(experiment, **tags):
+        store.discard(old.info.run_id)
+    run = store.start(experiment, "report", tags=tags, note=note)
+    for path in files:
+        store.attach(run, path)
+    store.finish(run)
 
 
 def _line(row: "results.pd.Series", heads: Iterable[str]) -> dict[str, Any]:
@@ -134,7 +156,8 @@ def _figures(plan: Plan, store: Store, evidence: Evidence) -> list[dict[str, str
     return figures
 
 
-def _machine(plan: Plan) -> str:
+def machine(plan: Plan) -> str:
+    """Return what a page says of where it was made."""
     device = torch.cuda.get_device_name() if plan.device.type == "cuda" else "CPU"
     python = platform.python_version()
     return f"{device}, torch {torch.__version__}, Python {python}, commit {commit()[:12]}"

@@ -67,11 +67,9 @@ def columns_of(rows: pd.DataFrame) -> dict[str, Column]:
 
 def _row(plan: Plan, store: Store, cell: Cell) -> dict[str, Any]:
     method = plan.defense(cell)
-    pretrained = getattr(plan.setting.model, "pretrained", True)  # where there is no choice
     attack = plan.attacks.get(cell.attack)
     row: dict[str, Any] = {
-        "dataset": plan.study.dataset["name"],
-        "model": plan.study.model["name"] + ("" if pretrained else " from scratch"),
+        **place_of(plan),
         "poison_rate": attack.poison_rate if attack else 0.0,
         **_about(plan, cell),
         "ra_poisons": plan.retuning(cell.attack).poisoned if attack else None,
@@ -91,6 +89,13 @@ def _row(plan: Plan, store: Store, cell: Cell) -> dict[str, Any]:
             columns = plan.classes()[label].columns
             row |= {column.name: found.data.metrics.get(column.metric) for column in columns}
     return {**row, "seconds": _seconds(source, store, cell), "status": "done"}
+
+
+def place_of(plan: Plan) -> dict[str, str]:
+    """Return what rows call a study's data set and its architecture."""
+    pretrained = getattr(plan.setting.model, "pretrained", True)  # where there is no choice
+    model = plan.study.model["name"] + ("" if pretrained else " from scratch")
+    return {"dataset": plan.study.dataset["name"], "model": model}
 
 
 def _about(plan: Plan, cell: Cell) -> dict[str, Any]:

@@ -36,6 +36,7 @@ PLACES = {
 }
 LEGEND = "O-Back: no defense. O-Rob: after the defense. P-Rob: after RA."
 NOT_RUN = "no study has this cell"
+Held = dict[Any, pd.DataFrame]  # data set, model, rate, attack, defense -> our rows
 MARKS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -101,17 +102,21 @@ class Printed:
         return ["", *(f"-{mark}: {why}" for mark, why in self.notes.items())] if self.notes else []
 
 
-def all_tables(rows: pd.DataFrame) -> list[Printed]:
+def all_tables(rows: pd.DataFrame, *, other_scale: bool = False) -> list[Printed]:
     """Return Tables 1 to 11 from the union of the studies that hold their cells.
 
     Args:
         rows: `results.cells` of all studies.
+        other_scale: fill them with what was made at another scale than the paper's.
     """
-    beside = paper.compare(rows)
-    return [_printed(number, rows, beside) for number in TITLES]
+    rows = rows.copy()
+    rows.attrs = {}  # which pandas copies at every step
+    beside = paper.compare(rows, other_scale=other_scale)
+    held = dict(iter(rows.groupby(paper.MEANINGS))) if len(rows) else {}
+    return [_printed(number, held, beside) for number in TITLES]
 
 
-def _printed(number: int, rows: pd.DataFrame, beside: pd.DataFrame) -> Printed:
+def _printed(number: int, held: Held, beside: pd.DataFrame) -> Printed:
     theirs = paper.printed()
     theirs = theirs[theirs["table"] == number]
     beside = beside[beside["table"] == number]
@@ -124,7 +129,7 @@ def _printed(number: int, rows: pd.DataFrame, beside: pd.DataFrame) -> Printed:
     lines = []
     for label, cells in theirs.groupby("label", sort=False):
         cells = cells.set_index(["group", "metric"])
-        ours = [_ours(cells.loc[head], rows, found, marks) for head in heads]
+        ours = [_ours(cells.loc[head], held, found, marks) for head in heads]
         lines.append((str(label), ours, [cells.loc[h, "text"] or "-" for h in heads]))
     count = int(theirs["paper"].notna().sum())
     notes = {mark: why for why, mark in marks.items()}
@@ -153,7 +158,7 @@ def _by_cell(beside: pd.DataFrame) -> dict[tuple, tuple[float, float]]:
 
 def _ours(
     cell: pd.Series,
-    rows: pd.DataFrame,
+    held: Held,
     found: dict[tuple, tuple[float, float]],
     marks: dict[str, str],
 ) -> str:
@@ -161,7 +166,7 @@ def _ours(
     if (key := _key(cell)) in found:
         ours, spread = found[key]
         return number_text(ours) + (f"±{spread:.1f}" if spread == spread else "")
-    why = _reason(cell, rows)
+    why = _reason(cell, held)
     return f"-{marks.setdefault(why, MARKS[len(marks) % len(MARKS)])}"
 
 
@@ -170,15 +175,14 @@ def number_text(value: float) -> str:
     return "100" if value >= 99.95 else f"{value:.1f}"
 
 
-def _reason(cell: pd.Series, rows: pd.DataFrame) -> str:
+def _reason(cell: pd.Series, held: Held) -> str:
     """Say why a cell of the paper has no number of ours."""
     if cell["attack"] == paper.AVERAGE:
         return "an average needs all of its attacks"
     if cell["paper"] != cell["paper"]:
         return "a dash in the paper's table, too"
-    names = ["dataset", "model", "poison_rate", "attack", "defense"]
-    here = rows[(rows[names] == cell[names]).all(axis=1)] if len(rows) else rows
-    if not len(here):
+    here = held.get(tuple(cell[name] for name in paper.MEANINGS))
+    if here is None:
         return NOT_RUN
     if cell["defense"] == "pam":
         rho = here["rho"].astype(float)

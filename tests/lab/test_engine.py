@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ppr_core.errors import ConfigError
-from ppr_core.lab import engine, reader
+from ppr_core.lab import cluster, engine, reader
 from ppr_core.lab.desk import Lab
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import Store
@@ -37,8 +37,8 @@ def test_a_worker_says_why_its_stage_failed_whatever_the_device_says_after(store
     monkeypatch.setattr(torch.cuda, "empty_cache", broken)
     monkeypatch.setattr(Lab, "result", broken)
     study = Study(**{**TINY_STUDY, "device": "cpu"})
-    reason = engine._remote(Plan(study).stages()[0])
-    engine._lab.cache_clear()
+    reason = cluster.compute(Plan(study).stages()[0])
+    cluster._lab.cache_clear()
     assert reason == "RuntimeError: CUDA error: an illegal memory access was encountered"
 
 
@@ -46,15 +46,16 @@ def test_stages_share_a_gpu_as_asked(store, monkeypatch):
     ray = pytest.importorskip("ray")
     start = ray.init
 
-    def assigned(stage, *before):  # in place of a stage: say what Ray gave it
+    def assigned(stage, *before, key):  # in place of a stage: say what Ray gave it
         return str(ray.get_runtime_context().get_assigned_resources())
 
     monkeypatch.setattr(ray, "init", lambda **given: start(num_gpus=1, num_cpus=1, **given))
-    monkeypatch.setattr(engine, "_remote", assigned)
+    monkeypatch.setattr(cluster, "compute", assigned)
     plan = Plan(Study(**TINY_STUDY))
-    given = engine.run(plan, Lab(store), "ray", gpu_share=0.25)
+    given = engine.run(plan, Lab(store), "ray", gpu_share=0.25, memory_gb=0.1)
     assert len(given) == len(plan.stages())
     assert all("'GPU': 0.25" in resources for resources in given.values())
+    assert all("'memory': 100000000.0" in resources for resources in given.values())
 
 
 OWN = """
@@ -112,7 +113,7 @@ def test_a_stage_arrives_at_a_worker_as_it_was_planned(store):
         return [(os.getpid(), stage.key, stage.method) for stage in stages]
 
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-    engine.start_ray(ray, num_cpus=1, **quiet)
+    cluster.start_ray(ray, num_cpus=1, **quiet)
     try:
         there = ray.get(ray.remote(arrived).remote(stages))
     finally:

@@ -10,10 +10,14 @@ import threading
 import time
 
 import pytest
+import torch
 import yaml
 
-from ppr_core.errors import StoreError
+from ppr_core.errors import CheckpointError, StoreError
+from ppr_core.lab import leases, marks
+from ppr_core.lab.dropping import drop, dropped
 from ppr_core.lab.store import Store
+from ppr_core.method import Result
 from tests.conftest import TINY_STUDY
 
 
@@ -26,6 +30,15 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.uri = f"http://127.0.0.1:{self.port}"
+
+    @classmethod
+    def over(cls, template, folder):
+        """Start one on a copy of a store's database."""
+        folder.mkdir(exist_ok=True)
+        shutil.copy(template / "mlflow.db", folder)
+        made = cls(folder)
+        made.start()
+        return made
 
     def start(self):
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
@@ -53,10 +66,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(store_template, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("server")
-    shutil.copy(store_template / "mlflow.db", folder)
-    running = Server(folder)
-    running.start()
+    running = Server.over(store_template, tmp_path_factory.mktemp("server"))
     yield running
     running.stop()
 
@@ -94,6 +104,48 @@ def test_a_server_that_is_started_again_is_waited_for(over_server, server):
     running.finish(run)
     assert running.find("away").info.run_id == run
     back.join()
+
+
+def test_one_machine_computes_a_stage_and_one_that_falls_silent_is_not_waited_for(
+    over_server, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(leases, "BEAT_S", 0.2)
+    monkeypatch.setattr(leases, "LEASE_S", 1.5)
+    monkeypatch.setattr(leases, "LOOK_S", 0.1)
+    here = Store(tmp_path / "here")
+    with monkeypatch.context() as patch:
+        patch.setattr(marks.socket, "gethostname", lambda: "elsewhere")
+        theirs = here.start("leases", "stage", tags={"kind": "stage", "key": "leased"})
+    mine = here.start("leases", "stage", tags={"kind": "stage", "key": "leased"})
+    assert [leases.first(here, "leased", run) for run in (theirs, mine)] == [True, False]
+    here.discard(mine)
+    waiting = threading.Thread(target=leases.wait, args=(here, "leased"))
+    with leases.beating(here, theirs):
+        waiting.start()
+        waiting.join(4.0)
+        assert waiting.is_alive(), "it gives signs of life"
+    waiting.join(30.0)
+    assert not waiting.is_alive()
+    assert here.client.get_run(theirs).info.status == "KILLED"
+
+
+def test_tensors_behind_a_server_are_fetched_once_and_can_be_dropped(over_server, tmp_path):
+    here = Store(tmp_path / "here")
+    run_id = here.start("kept", "stage", tags={"kind": "stage", "key": "kept"})
+    here.save(run_id, Result({"a": torch.arange(10_000)}, metrics={"asr": 1.0}))
+    here.finish(run_id)
+    run = here.held("kept")
+    assert here.load(run).tensors["a"].sum() == sum(range(10_000))
+    [kept] = (tmp_path / "here" / "downloads" / run_id).iterdir()
+    stamp = kept.stat().st_ctime_ns
+    here.load(run)
+    assert kept.stat().st_ctime_ns == stamp
+    assert drop(here, run) > 80_000
+    assert dropped(here.held("kept"))
+    assert not kept.exists()
+    assert here.summary(run).metrics == {"asr": 1.0}
+    with pytest.raises(CheckpointError):
+        here.load(run)
 
 
 def test_a_server_that_is_not_there_is_one_line(monkeypatch, tmp_path):

@@ -1,7 +1,7 @@
 """The 60 testable claims of the paper, each with the question that decides it; and our verdicts."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -68,26 +68,35 @@ class Verdict:
         return count + "s" * (self.cells != 1)
 
 
-def gather(plan: Plan, store: Store, further: Sequence[Plan] = ()) -> Evidence:
+def gather(
+    plan: Plan,
+    store: Store,
+    further: Sequence[Plan] = (),
+    places: Sequence[Mapping[str, str]] = (),
+) -> Evidence:
     """Read what the runs of several studies say from the store.
 
     Args:
         plan: of the study that is asked about.
         store: that holds the runs.
         further: other studies, for the claims that span several data sets, models or rates.
+        places: of all of them, the data set and the architecture that theirs stand for, where
+            those are scaled counterparts; their level and scale say so.
     """
     plans = (plan, *further)
     cells = [with_settings(one, results.cells(one, store)) for one in plans]
+    for index, place in enumerate(places):
+        cells[index] = cells[index].assign(**place)
     frames: dict[str, list[pd.DataFrame]] = {name: [] for name in FRAMES}
     for one in plans:
-        places = {a: m.poison_rate for a, m in one.attacks.items()}
+        rates = {a: m.poison_rate for a, m in one.attacks.items()}
         for name in FRAMES:
             read = getattr(results, name)
             frame = read(one, store, "retuned") if name == "histories" else read(one, store)
             if len(frame):
                 row = cells[plans.index(one)].iloc[0]
                 about = {column: row[column] for column in ("dataset", "model")}
-                frames[name].append(frame.assign(**about, poison_rate=frame["attack"].map(places)))
+                frames[name].append(frame.assign(**about, poison_rate=frame["attack"].map(rates)))
     return Evidence(
         cells[0],
         **{name: _joined(found) for name, found in frames.items()},

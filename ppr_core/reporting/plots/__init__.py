@@ -15,12 +15,13 @@ from ppr_core.reporting.plots.curves import (
 )
 from ppr_core.reporting.plots.gallery import gallery
 from ppr_core.reporting.plots.judged import battery_map, order_changes, wake_counts
-from ppr_core.reporting.plots.paper import paper_figures
+from ppr_core.reporting.plots.paper import TITLES, paper_figures
 from ppr_core.reporting.plots.picture import SHADES, Curves, Mark, Picture
 
 __all__ = [
     "MARKERS",
     "SHADES",
+    "TITLES",
     "Curves",
     "Figure",
     "Mark",
