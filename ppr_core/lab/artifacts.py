@@ -31,14 +31,17 @@ def downloaded(uri: str, run_id: str, name: str, folder: Path) -> Path:
         return kept
     folder.mkdir(parents=True, exist_ok=True)
     scratch = tempfile.mkdtemp(dir=folder if name else None)
-    found = mlflow.artifacts.download_artifacts(
-        run_id=run_id, artifact_path=name, dst_path=scratch, tracking_uri=uri
-    )
-    if not name:
-        return Path(found)
-    with contextlib.suppress(OSError):  # another process was faster
-        os.replace(found, kept)
-    shutil.rmtree(scratch)
+    try:
+        found = mlflow.artifacts.download_artifacts(
+            run_id=run_id, artifact_path=name, dst_path=scratch, tracking_uri=uri
+        )
+        if not name:
+            return Path(found)
+        with contextlib.suppress(OSError):  # another process was faster
+            os.replace(found, kept)
+    finally:
+        if name:
+            shutil.rmtree(scratch, ignore_errors=True)
     return kept
 
 
