@@ -47,6 +47,7 @@ def _paper(arguments: argparse.Namespace) -> int:
 
 def _compute(name: str, entries: list["Entry"], lab: "Lab", arguments: argparse.Namespace) -> int:
     from ppr_core.lab import engine
+    from ppr_core.lab.dropping import finished
     from ppr_core.lab.series import adding
     from ppr_core.reporting import claims, comparison, joint
 
@@ -60,7 +61,7 @@ def _compute(name: str, entries: list["Entry"], lab: "Lab", arguments: argparse.
         comparison.log_cells(entry.plan, lab.store)
         if study.keep == "needed":
             later = [stage for other in kept[index + 1 :] for stage in other.plan.stages()]
-            held = lab.store.keys()
+            held = finished(lab.store)
             waiting = [stage for stage in later if stage.key not in held]
             print(f"dropped  {lab.drop(entry.plan.stages(), waiting) / 1e9:.2f} GB", flush=True)
     page, printed, verdicts = joint.write(name, kept, lab.store)
@@ -89,11 +90,12 @@ def _need_runnable(entries: list["Entry"]) -> None:
 
 def _dry_run(series: "Series", entries: list["Entry"], lab: "Lab", scale: str) -> int:
     from ppr_core.lab import costs
+    from ppr_core.lab.dropping import finished
     from ppr_core.lab.series import Images, shares
 
     images = {name: Images.labelled(name, values) for name, values in series.images.items()}
     absent = _assumed(entries)
-    parts = shares(entries, lab.store.keys())
+    parts = shares(entries, finished(lab.store))
     known = series.scale(scale)
     titles = ("stages", "shared", "cached", "to do", "hours", "GB", "GB needed")
     print(f"{'part':10s} " + " ".join(f"{title:>9s}" for title in titles))

@@ -47,16 +47,6 @@ def workers(command: argparse.ArgumentParser) -> None:
     command.add_argument("--workers", type=int, metavar="N", help=text)
 
 
-def _study_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("file", help="study file, or the name of one in params/, such as demo")
-    for kind in OWN:
-        own(command, kind, f"a {kind} of your own beside the study's")
-    for what, word in NAMED.items():
-        text = f"{word} in place of the study's: registered, module:Class or file.py:Class"
-        command.add_argument(f"--{what}", metavar="NAME", help=text)
-    override(command)
-
-
 def where(command: argparse.ArgumentParser) -> None:
     """Let a command say where stages run."""
     command.add_argument("--engine", choices=("local", "ray"), default="local", help="where to run")
@@ -68,12 +58,18 @@ def where(command: argparse.ArgumentParser) -> None:
 
 def placed(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what `where` was told, as arguments of `engine.run`."""
-    return {
-        "backend": arguments.engine,
-        "gpu_share": arguments.gpu_share,
-        "memory_gb": arguments.memory_gb,
-        "workers": arguments.workers,
-    }
+    about = {"backend": arguments.engine, "gpu_share": arguments.gpu_share}
+    return about | {"workers": arguments.workers, "memory_gb": arguments.memory_gb}
+
+
+def _study_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("file", help="study file, or the name of one in params/, such as demo")
+    for kind in OWN:
+        own(command, kind, f"a {kind} of your own beside the study's")
+    for what, word in NAMED.items():
+        text = f"{word} in place of the study's: registered, module:Class or file.py:Class"
+        command.add_argument(f"--{what}", metavar="NAME", help=text)
+    override(command)
 
 
 def own(command: argparse.ArgumentParser, kind: str, text: str) -> None:

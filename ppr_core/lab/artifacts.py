@@ -11,7 +11,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from ppr_core.errors import CheckpointError, StoreError
+from ppr_core.errors import StoreError
 
 
 def downloaded(uri: str, run_id: str, name: str, folder: Path) -> Path:
@@ -24,14 +24,14 @@ def downloaded(uri: str, run_id: str, name: str, folder: Path) -> Path:
         folder: where the copy is kept.
 
     Raises:
-        CheckpointError: they cannot be had.
+        OSError: they cannot be written here, or MlflowException: they cannot be had.
     """
     kept = folder / name.replace("/", "_")
     if name and kept.exists():
         return kept
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = tempfile.mkdtemp(dir=folder if name else None)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.mkdtemp(dir=folder if name else None)
         found = mlflow.artifacts.download_artifacts(
             run_id=run_id, artifact_path=name, dst_path=scratch, tracking_uri=uri
         )
@@ -39,12 +39,9 @@ def downloaded(uri: str, run_id: str, name: str, folder: Path) -> Path:
             return Path(found)
         with contextlib.suppress(OSError):  # another process was faster
             os.replace(found, kept)
-        shutil.rmtree(scratch)
-    except (OSError, MlflowException) as error:
-        raise CheckpointError(
-            f"expected artifacts {name!r} of run {run_id}, got: {error}; delete that run and "
-            "start again"
-        ) from None
+    finally:
+        if name:
+            shutil.rmtree(scratch, ignore_errors=True)
     return kept
 
 

@@ -13,9 +13,10 @@ import torch
 from ppr_core.config import digest
 from ppr_core.errors import ConfigError, DataError, StoreError, need
 from ppr_core.lab import places
-from ppr_core.lab.desk import FAILURES, Lab
+from ppr_core.lab.desk import Lab
 from ppr_core.lab.graph import Stage
 from ppr_core.lab.store import Store
+from ppr_core.lab.turns import FAILURES
 
 Outcomes = dict[str, str | None]  # key of a stage -> why it failed, or None
 
@@ -99,8 +100,6 @@ class Runner:
 
         try:
             return ray.get(handle)
-        except StoreError as error:  # Ray's text is the worker's whole traceback
-            raise StoreError(str(getattr(error, "cause", error))) from None
         # Killed at every attempt, most often for memory. What waits for the stage gets its error.
         except (NodeDiedError, OutOfMemoryError, WorkerCrashedError) as error:
             text = str(error).strip().partition("\n")[0]
@@ -250,7 +249,7 @@ def compute(stage: Stage, *before: str | None, key: str = "") -> str | None:
             DataError,
         )
         _lab().result(stage)
-    except StoreError:  # no other stage would do better
+    except StoreError:
         raise
     except FAILURES as error:
         return f"{type(error).__name__}: {error}"

@@ -14,8 +14,9 @@ from ppr_core.attacks import Trigger
 from ppr_core.attacks.base import prepared
 from ppr_core.bench import weights_of
 from ppr_core.config import derive
-from ppr_core.errors import CheckpointError, ConfigError, DataError, StoreError, need
+from ppr_core.errors import CheckpointError, StoreError, need
 from ppr_core.lab import leases
+from ppr_core.lab.dropping import drop, dropped
 from ppr_core.lab.graph import Stage
 from ppr_core.lab.measures import Measure
 from ppr_core.lab.reader import LEARNT, Reader
@@ -26,9 +27,6 @@ from ppr_core.runtime import Record, session
 from ppr_core.weights import under
 
 log = logging.getLogger(__name__)
-
-# What a method may meet on one model without the rest of the grid being at fault.
-FAILURES = (ConfigError, DataError, RuntimeError)
 
 CURVE_IMAGES = 500  # test images behind each point of a training curve
 LOG_EVERY_S = 5.0  # epochs are logged in batches: a request each would slow short trainings
@@ -62,25 +60,7 @@ class Lab(Reader):
         for parent in stage.parents:
             self.result(parent)
         with self.store.owned(stage.key):  # of two that want it, one computes it
-            return self.owned(stage)
-
-    def owned(self, stage: Stage) -> Run:
-        """Return the run of a stage that this process holds the right to compute.
-
-        Its parents are there. Where machines share a server, another one may be at it or be faster.
-        """
-        while True:
-            if not self.store.local:
-                leases.wait(self.store, stage.key)
-            found = self.store.find(stage.key)
-            if found is not None and not self.store.dropped(found):
-                return found
-            made = self._computed(stage)
-            if made is not None:
-                break
-        if found is not None:
-            self.store.discard(found.info.run_id)
-        return made
+            return self.computed(stage)
 
     def replace(self, stage: Stage, run: Run, error: CheckpointError) -> Run:
         """Compute a stage anew whose result is damaged, and say so; the damaged run stays."""
@@ -93,7 +73,8 @@ class Lab(Reader):
         if run is None:
             return False
         try:
-            self.store.check(run)
+            if not dropped(run):
+                self.store.check(run)
         except CheckpointError as error:
             self._retire(run, error)
             return False
@@ -102,6 +83,23 @@ class Lab(Reader):
     def _retire(self, run: Run, error: CheckpointError) -> None:
         self.store.retire(run, str(error))
         log.warning("%s is computed anew: %s", run.info.run_name, str(error).partition(";")[0])
+
+    def computed(self, stage: Stage) -> Run:
+        """Compute a stage that this process owns and whose parents are there; return its run."""
+        for parent in stage.parents:
+            self.result(parent)  # one that was dropped is computed again
+        while True:
+            if not self.store.local:
+                leases.wait(self.store, stage.key)
+            found = self.store.find(stage.key)
+            if found is not None and not dropped(found):
+                return found
+            made = self._made(stage)
+            if made is None:
+                continue
+            if found is not None:
+                self.store.discard(found.info.run_id)
+            return made
 
     def drop(self, stages: Iterable[Stage], later: Iterable[Stage] = ()) -> int:
         """Remove what is cheap to have again (see `droppable`); return the bytes that this frees.
@@ -114,12 +112,12 @@ class Lab(Reader):
         freed = 0
         for stage in stages:
             run = self.store.find(stage.key) if droppable(stage) and stage.key not in read else None
-            if run is not None and not self.store.dropped(run):
-                freed += self.store.drop(run)
+            if run is not None and not dropped(run):
+                freed += drop(self.store, run)
                 self._read.pop(stage.key, None)
         return freed
 
-    def _computed(self, stage: Stage) -> Run | None:
+    def _made(self, stage: Stage) -> Run | None:
         """Compute a stage; return its run, or None where another machine was just faster."""
         setting, run_id = stage.setting, self._open(stage)
         if not run_id:

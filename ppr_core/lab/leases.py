@@ -19,23 +19,28 @@ LEASE_S = 45.0  # without one, after which a run counts as lost
 LOOK_S = 3.0  # between two looks at a run that others compute
 
 
+def running(store: Store, key: str) -> list[Run]:
+    """Return the open runs of a stage."""
+    return store.search(query="attributes.status = 'RUNNING'", key=key)
+
+
 def wait(store: Store, key: str) -> None:
     """Wait while others compute a stage; close runs that give no sign of life."""
     seen: dict[str, tuple[str, float]] = {}
-    while others := store.running(key):
+    while others := running(store, key):
         for run in others:
             run_id, beat = run.info.run_id, run.data.tags.get("ppr.beat", "")
             if run_id not in seen or seen[run_id][0] != beat:
                 seen[run_id] = beat, time.monotonic()
             if _gone(run) or time.monotonic() - seen[run_id][1] > LEASE_S:
                 store.finish(run_id, "KILLED")
-        if store.running(key):
+        if running(store, key):
             time.sleep(LOOK_S)
 
 
 def first(store: Store, key: str, run_id: str) -> bool:
     """Say whether a run that was just opened is the oldest of those of its stage."""
-    runs = store.running(key)
+    runs = running(store, key)
     oldest = min(runs, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
     return oldest is None or oldest.info.run_id == run_id
 

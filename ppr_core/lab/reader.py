@@ -6,6 +6,7 @@ from ppr_core.attacks import Trigger
 from ppr_core.data.images import ImageSet
 from ppr_core.defenses import Defense
 from ppr_core.errors import CheckpointError, StoreError
+from ppr_core.lab.dropping import dropped
 from ppr_core.lab.graph import Stage
 from ppr_core.lab.store import Run, Store
 from ppr_core.method import Result
@@ -36,7 +37,7 @@ class Reader:
         """Return a stage's result."""
         if stage.key not in self._read:
             run = self.store.find(stage.key)
-            if run is None or self.store.dropped(run):
+            if run is None or dropped(run):
                 run = self.compute(stage)
             try:
                 result = self.store.load(run)

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from ppr_core.errors import CheckpointError, StoreError, need
 from ppr_core.lab import kept
-from ppr_core.lab.artifacts import downloaded, remove
+from ppr_core.lab.artifacts import downloaded
 from ppr_core.lab.database import prepare
 from ppr_core.lab.guards import HTTP_TRIES, START_TRIES, as_store_error, asked, http_tries, writing
 from ppr_core.lab.marks import alive, marks
@@ -35,8 +35,6 @@ logging.getLogger("urllib3").setLevel(logging.ERROR)  # each try of a request th
 PARAM_LIMIT = 6000  # characters of one MLflow parameter
 BATCH_LIMIT = 1000  # metrics in one MLflow request
 RESULT = "result"  # a run's folder of a stage's result
-DROPPED = "dropped"  # the tag of a run whose tensors were removed
-SMALL = 10_000  # bytes of tensors that are never worth removing
 TRIES = 3  # of what fails only where another process does the same at the same moment
 
 
@@ -111,15 +109,6 @@ class Store:
         query = f"attributes.status = 'FAILED' and attributes.start_time >= {since}"
         runs = self.search(query=query, key=key)
         return runs[0].data.tags.get("ppr.error", "its run failed") if runs else None
-
-    def running(self, key: str) -> list[Run]:
-        """Return the open runs of this key."""
-        return self.search(query="attributes.status = 'RUNNING'", key=key)
-
-    def keys(self) -> set[str]:
-        """Return the keys of all finished stages: one question where many are to be looked up."""
-        runs = self.search(query="attributes.status = 'FINISHED'", kind="stage")
-        return {run.data.tags["ppr.key"] for run in runs}
 
     def held(self, key: str) -> Run:
         """Return the finished run that holds this key's result; raise StoreError for none."""
@@ -266,34 +255,13 @@ class Store:
         """
         return kept.read(self.artifacts(run.info.run_id, RESULT), named(run))
 
-    @writing
-    def drop(self, run: Run) -> int:
-        """Remove the tensors of a finished run; its figures and its history stay.
-
-        Returns:
-            The bytes that this frees; 0 where they are so few that they stay.
-        """
-        files = self.client.list_artifacts(run.info.run_id, RESULT)
-        size = next((file.file_size or 0 for file in files if file.path.endswith(kept.TENSORS)), 0)
-        if size < SMALL:
-            return 0
-        # Marked first: killed in between, it is computed again rather than called damaged.
-        self.log(run.info.run_id, tags={DROPPED: "yes"})
-        remove(self.uri, run, f"{RESULT}/{kept.TENSORS}")
-        shutil.rmtree(self.folder / "downloads" / run.info.run_id, ignore_errors=True)
-        return size
-
-    def dropped(self, run: Run) -> bool:
-        """Say whether a run's tensors were removed."""
-        return f"ppr.{DROPPED}" in run.data.tags
-
     def summary(self, run: Run) -> Result:
         """Read a stage's figures and history back, without its tensors; errors as of `load`."""
         return kept.figures(self.artifacts(run.info.run_id, f"{RESULT}/{kept.FIGURES}"), named(run))
 
     def check(self, run: Run) -> None:
         """Raise CheckpointError where a result is missing or cut off; a server's is not fetched."""
-        if self.local and not self.dropped(run):
+        if self.local:
             kept.check(self.artifacts(run.info.run_id, RESULT), named(run))
 
     @writing
@@ -324,14 +292,19 @@ class Store:
         if uri.startswith("/"):  # anything else, such as mlflow-artifacts:/..., is a server's
             return Path(uri) / name
         try:
-            return downloaded(self.uri, run_id, name, self.folder / "downloads" / run_id)
-        except CheckpointError:
-            self._asked(run_id)  # a server that does not answer is another matter
-            raise
+            return downloaded(self.uri, run_id, name, self.downloads(run_id))
+        except (OSError, MlflowException) as error:
+            raise self._missing(run_id, name, error) from None
+
+    def downloads(self, run_id: str) -> Path:
+        """Return the folder for what was fetched of a run from a server."""
+        return self.folder / "downloads" / run_id
 
     @as_store_error
-    def _asked(self, run_id: str) -> None:
+    def _missing(self, run_id: str, name: str, error: Exception) -> CheckpointError:
+        """Return the error of artifacts that a server, which answers, does not give."""
         self.client.list_artifacts(run_id)
+        return CheckpointError(f"expected artifacts {name!r} of run {run_id}, got: {error}")
 
     @writing
     def attach(self, run_id: str, path: Path, folder: str | None = None) -> None:

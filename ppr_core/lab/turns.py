@@ -14,8 +14,8 @@ from typing import Self
 
 import psutil
 
-from ppr_core.errors import StoreError
-from ppr_core.lab.desk import FAILURES, Lab
+from ppr_core.errors import ConfigError, DataError, StoreError
+from ppr_core.lab.desk import Lab
 from ppr_core.lab.graph import Stage
 from ppr_core.lab.places import PACKAGE
 from ppr_core.lab.plan import Plan
@@ -25,6 +25,8 @@ from ppr_core.runtime import free_cores, set_threads
 
 Failures = dict[str, str]
 
+# What a method may meet on one model without the rest of the grid being at fault.
+FAILURES = (ConfigError, DataError, RuntimeError)
 LOOK_EVERY_S = 0.2  # while others compute all that could be computed now
 PATIENCE_S = 10.0  # from the end of a study to that of its workers by force
 MEMORY = 2 * 2**30  # bytes that a worker needs: libraries, data, a small model
@@ -81,7 +83,7 @@ def compute(
 def attempt(lab: Lab, stage: Stage) -> str | None:
     """Compute a stage that this process owns; return why it failed, or None."""
     try:
-        lab.owned(stage)
+        lab.computed(stage)
     except StoreError:  # no other stage would do better
         raise
     except FAILURES as error:  # kept as a FAILED run

@@ -85,5 +85,8 @@ def write(
         (folder / f"tables.{suffix}").write_text(tables.joined(printed, kind) + "\n")
     (folder / "claims.md").write_text(claims.markdown(verdicts) + "\n")
     mark = digest([entry.plan.mark for entry in entries])[:12]
-    report.keep(store, name, mark, sorted(path for path in folder.iterdir() if path.is_file()))
+    note = f"The paper's tables, figures and claims by these studies.\n\n{claims.tally(verdicts)}."
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    with store.owned(f"report-{digest(name)[:12]}"):  # two starts take turns
+        report.keep(store, name, mark, files, note)
     return page, printed, verdicts

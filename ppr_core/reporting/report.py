@@ -73,9 +73,10 @@ def write(plan: Plan, store: Store, evidence: Evidence, beside: Sequence[str] = 
         return path
     path = store.folder / "reports" / f"{name}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html)
     note = "\n\n".join(["The report of this study, one HTML file.", *red, *findings])
-    keep(store, plan.study.name, plan.mark, [path], note)
+    with store.owned(f"report-{digest(name)[:12]}"):  # two starts take turns
+        path.write_text(html)
+        keep(store, plan.study.name, plan.mark, [path], note)
     return path
 
 
@@ -88,24 +89,23 @@ def environment() -> Environment:
     )
 
 
-def keep(store: Store, name: str, mark: str, files: Sequence[Path], note: str = "") -> None:
+def keep(store: Store, experiment: str, mark: str, files: Iterable[Path], note: str) -> None:
     """Log a report's files under a run, in place of an older one of the same studies.
 
     Args:
         store: that holds the runs.
-        name: of the experiment.
+        experiment: of the run.
         mark: digest of what the report is about.
         files: of the report.
-        note: what MLflow says of the run.
+        note: shown on the run's page.
     """
-    with store.owned(f"report-{digest(name)[:12]}"):  # two starts take turns
-        tags = {"kind": "report", "settings": mark}
-        for old in store.search(name, **tags):
-            store.discard(old.info.run_id)
-        run = store.start(name, "report", tags=tags, note=note)
-        for path in files:
-            store.attach(run, path)
-        store.finish(run)
+    tags = {"kind": "report", "settings": mark}
+    for old in store.search(experiment, **tags):
+        store.discard(old.info.run_id)
+    run = store.start(experiment, "report", tags=tags, note=note)
+    for path in files:
+        store.attach(run, path)
+    store.finish(run)
 
 
 def _line(row: "results.pd.Series", heads: Iterable[str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from ppr_core.cli.paper import FILE
 from ppr_core.cli.study import read
 from ppr_core.lab import engine
 from ppr_core.lab.desk import Lab
+from ppr_core.lab.dropping import dropped
 from ppr_core.lab.graph import Setting
 from ppr_core.lab.places import ROOT, study_file
 from ppr_core.lab.plan import Plan
@@ -81,8 +82,8 @@ def test_a_paper_shares_stages_goes_on_and_ends_in_one_report(paper, store, caps
 
     stop = engine._Bar.end
 
-    def killed(bar, stage, reason):
-        stop(bar, stage, reason)
+    def killed(bar, stage, *told):
+        stop(bar, stage, *told)
         if stage.kind == "purified":
             raise KeyboardInterrupt
 
@@ -146,8 +147,8 @@ def test_what_was_dropped_is_computed_again_where_it_is_asked_for(store, capsys)
     wanted = Plan(Study(**{**TINY_STUDY, "measures": SMALL}))
     later = [stage for stage in wanted.stages() if stage.kind == "query"]
     assert lab.drop(plan.stages(), later) > 10_000
-    assert not store.dropped(store.find(retuned["ft"].key)), "a later stage reads it"
-    assert store.dropped(store.find(retuned["clean"].key))
+    assert not dropped(store.find(retuned["ft"].key)), "a later stage reads it"
+    assert dropped(store.find(retuned["clean"].key))
     assert lab.drop(plan.stages()) > 10_000
     assert engine.run(plan, lab) == {}, "nothing is missing"
     assert store.summary(store.find(retuned["ft"].key)).metrics == kept.metrics

@@ -15,6 +15,7 @@ import yaml
 
 from ppr_core.errors import CheckpointError, StoreError
 from ppr_core.lab import leases, marks
+from ppr_core.lab.dropping import drop, dropped
 from ppr_core.lab.store import Store
 from ppr_core.method import Result
 from tests.conftest import TINY_STUDY
@@ -139,11 +140,11 @@ def test_tensors_behind_a_server_are_fetched_once_and_can_be_dropped(over_server
     stamp = kept.stat().st_ctime_ns
     here.load(run)
     assert kept.stat().st_ctime_ns == stamp
-    assert here.drop(run) > 80_000
-    assert here.dropped(here.held("kept"))
+    assert drop(here, run) > 80_000
+    assert dropped(here.held("kept"))
     assert not kept.exists()
     assert here.summary(run).metrics == {"asr": 1.0}
-    with pytest.raises(CheckpointError, match="start again"):
+    with pytest.raises(CheckpointError):
         here.load(run)
 
 
