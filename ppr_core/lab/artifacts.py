@@ -1,6 +1,7 @@
 """The artifacts of runs that lie behind a server: fetched once a machine, and removed."""
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -25,6 +26,7 @@ def downloaded(uri: str, run_id: str, name: str, folder: Path) -> Path:
 
     Raises:
         CheckpointError: they cannot be had.
+        StoreError: there is no room for the copy.
     """
     kept = folder / name.replace("/", "_")
     if name and kept.exists():
@@ -41,6 +43,10 @@ def downloaded(uri: str, run_id: str, name: str, folder: Path) -> Path:
             os.replace(found, kept)
         shutil.rmtree(scratch)
     except (OSError, MlflowException) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC:  # which says nothing of the artifacts
+            raise StoreError(
+                f"expected room in {folder}, got: {error}; free some disk and start again"
+            ) from None
         raise CheckpointError(
             f"expected artifacts {name!r} of run {run_id}, got: {error}; delete that run and "
             "start again"
