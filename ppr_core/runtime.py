@@ -194,7 +194,8 @@ def rivals(threads: int) -> str:
     affinity = getattr(psutil.Process(), "cpu_affinity", None)  # not on macOS
     times = psutil.cpu_times_percent(WATCH_S, percpu=True)
     cores = [times[core] for core in affinity()] if affinity else times
-    free = len(cores) - sum(core.user + core.system for core in cores) / 100
+    spare = ("idle", "iowait", "nice")  # the latter two are not everywhere
+    free = sum(getattr(core, name, 0.0) for core in cores for name in spare) / 100
     if free > threads - 0.5:
         return ""
     return (

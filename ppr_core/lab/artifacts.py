@@ -1,6 +1,7 @@
 """The artifacts of runs that lie behind a server: fetched once a machine, and removed."""
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -25,6 +26,7 @@ def downloaded(uri: str, run_id: str, name: str, folder: Path) -> Path:
 
     Raises:
         OSError: they cannot be written here, or MlflowException: they cannot be had.
+        StoreError: there is no room for the copy.
     """
     kept = folder / name.replace("/", "_")
     if name and kept.exists():
@@ -39,6 +41,12 @@ def downloaded(uri: str, run_id: str, name: str, folder: Path) -> Path:
             return Path(found)
         with contextlib.suppress(OSError):  # another process was faster
             os.replace(found, kept)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:  # which says nothing of the artifacts
+            raise StoreError(
+                f"expected room in {folder}, got: {error}; free some disk and start again"
+            ) from None
+        raise
     finally:
         if name:
             shutil.rmtree(scratch, ignore_errors=True)

@@ -51,6 +51,7 @@ def prepare(folder: Path) -> str:
             for part in folder.glob("mlflow.db*"):
                 shutil.copyfile(part, copy / part.name)
             _need_same_schema(copy / path.name, path)
+            _relocate(copy / path.name, folder / "artifacts")
             return f"sqlite:///{copy}/mlflow.db"
         if path.exists():
             _need_same_schema(path, path)

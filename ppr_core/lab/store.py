@@ -262,7 +262,7 @@ class Store:
     def check(self, run: Run) -> None:
         """Raise CheckpointError where a result is missing or cut off; a server's is not fetched."""
         if self.local:
-            kept.check(self.artifacts(run.info.run_id, RESULT), named(run))
+            kept.check(Path(str(run.info.artifact_uri)) / RESULT, named(run))
 
     @writing
     def retire(self, run: Run, reason: str) -> None:

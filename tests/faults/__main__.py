@@ -1,6 +1,7 @@
 """Kill, start, move, fill up and cut off studies; print what came of each.
 
-`python -m tests.faults [kills] [name ...]`: so many random kills (30), and only the named faults.
+`python -m tests.faults [kills] [name ...]`: so many random kills (30), at most five of each other
+kind; and only the named faults.
 After every fault the study is started until it ends; then its weights must be those of an
 undisturbed run bit by bit, every stage computed once, nothing left running, and no process left.
 """
@@ -71,14 +72,15 @@ class Trial:
 
     def kills_at(self, name, moment, file=None):
         """Kill starts at a moment of each, each on a store of its own, and end them."""
-        for number in range(TRIES):
+        tries = min(TRIES, self.kills)
+        for number in range(tries):
             store = self.folder / f"{name} {number}"
             begun = start(file or self.file, store)
             caught = moment(store, begun)
             how = self.rng.choice(SIGNALS)
             kill(begun, how)
             told = how.name if caught else "ended before the kill"
-            yield f"{number + 1} of {TRIES}, {told}", self.ended(store, file)
+            yield f"{number + 1} of {tries}, {told}", self.ended(store, file)
 
 
 def at_random(trial):
@@ -183,7 +185,7 @@ def full(trial):
         subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
         yield "with room again", trial.ended(disk / "store")
     finally:
-        subprocess.run(["umount", disk], check=True)
+        subprocess.run(["umount", "-l", disk], check=True)  # its database is open here
 
 
 def server(trial):

@@ -95,6 +95,20 @@ def test_a_study_over_a_server_is_computed_once(over_server, tmp_path):
     assert "0 of " in again.communicate(timeout=120)[0]
 
 
+def test_a_result_that_is_missing_or_damaged_on_a_server_is_said(over_server, tmp_path):
+    store = Store()
+    run = store.start("damaged", "a stage", tags={"kind": "stage", "key": "damaged"})
+    store.finish(run)
+    with pytest.raises(CheckpointError, match="expected artifacts 'result/result.json' of run"):
+        store.summary(store.find("damaged"))
+    (tmp_path / "result.json").write_text("{")
+    store.attach(run, tmp_path / "result.json", "result")
+    with pytest.raises(CheckpointError, match="expected a stage's result in .*a stage again"):
+        store.summary(store.find("damaged"))
+    store.retire(store.find("damaged"), "damaged")
+    assert store.find("damaged") is None
+
+
 def test_a_server_that_is_started_again_is_waited_for(over_server, server):
     running = Store()
     server.stop()
