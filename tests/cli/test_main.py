@@ -152,7 +152,8 @@ def test_a_study_from_the_command_line_to_its_report(study_file, capsys, store):
     assert "ep (oracle)" in html
     assert len(store.search("tiny", kind="cell")) == 4
     [run] = store.search("tiny", kind="report")
-    assert "badnet: the backdoored model has ASR" in run.data.tags["mlflow.note.content"]
+    note = run.data.tags["mlflow.note.content"]
+    assert note.startswith("The report of this study") and "no verdict" in note
 
 
 def test_report_writes_the_page_that_it_says_and_keeps_one(study_file, capsys, store):
