@@ -163,7 +163,7 @@ def check_book(store, folder):
         assert "<math" in pages[name], name
     for name in names:
         assert "&lt;Figure" not in pages[name] and "VBox(" not in pages[name], name
-        assert "Traceback" not in pages[name]
+        assert "Traceback (most recent call last)" not in pages[name]
     assert pages["index.html"].count("<img") >= len(NOTEBOOKS) - 1
     assert "path_gradient" in pages["05_path_aware_minimization.html"]
     assert "<code>pam</code>" in pages["api.html"] and "<code>rho</code>" in pages["api.html"]
