@@ -69,8 +69,11 @@ class Sbl(Attack):
         return self.inner.trains_stamp
 
     def own_code(self) -> str | None:
-        """Return a digest of the user's code, where the trigger is a user's own."""
-        return self.inner.own_code()
+        """Return a digest of the code of a user's own trigger, else the trigger's version."""
+        from ppr_core.attacks import ATTACKS  # late: this class is registered there, too
+
+        inner = from_registry(ATTACKS, self.trigger, "attack")
+        return inner.own_code() or f"{type(inner).__name__} {inner.version}"
 
     def preparation(self) -> dict[str, Any] | None:
         """Return what the trigger's preparation depends on, and whose it is."""

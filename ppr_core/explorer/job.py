@@ -158,6 +158,8 @@ class Story:
 
     def __call__(self, stage: Stage, history: list[Record], epochs: int) -> None:
         """Print a line: one epoch of a training of a stage is done."""
+        if stage not in self.stages:  # computed anew, for what was kept of it is damaged
+            return
         number, method = self.stages.index(stage), stage.method
         of_rounds = getattr(method, "rounds", 0) if stage.kind == "purified" else 0
         # A round tunes the model once; what else is trained in it looks for the trigger.

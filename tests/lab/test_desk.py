@@ -201,7 +201,7 @@ def test_stopped_and_killed_and_started_again_gives_the_same_numbers(
     assert "stopped; the next start goes on from here" in err
     assert "Traceback" not in err
     assert struck_by(signal.SIGKILL)[1] == -signal.SIGKILL
-    assert statuses() == {"KILLED", "RUNNING"}
+    assert {"KILLED", "RUNNING"} <= statuses()
     assert reference.wait(timeout=240) == 0
 
     resumed = cli("study", str(file), "--no-notebooks")

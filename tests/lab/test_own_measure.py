@@ -2,6 +2,7 @@
 
 import csv
 import io
+from pathlib import Path
 
 import pytest
 import yaml
@@ -61,8 +62,8 @@ def test_one_file_is_all_that_a_measure_takes(file, store, capsys):
     markdown = said("report", file, *own, "--format", "markdown")
     assert "| weights |" in markdown and figure in markdown
     path = said("report", file, *own, "--format", "html").strip()
-    html = (store.folder / "reports" / "tiny.html").read_text()
-    assert path.endswith("tiny.html")
+    html = Path(path).read_text()
+    assert path.endswith("tiny-size.html")
     assert "<th>weights</th>" in html and f"<td>{figure}</td>" in html
     [run] = [r for r in store.search("tiny", kind="cell") if r.data.params["defense"] == "ft"]
     assert run.data.metrics["size"] == round(float(ft["size"]), 2)

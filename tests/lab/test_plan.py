@@ -180,6 +180,7 @@ def changed(method):
                 yield f"{name}.{inner}", method.model_copy(update={name: other})
         else:
             other = [*value, 0] if isinstance(value, list) else f"not {value}"
+            other = {**value, "poison_rate": 0.123} if isinstance(value, dict) else other
             yield name, method.model_copy(update={name: other})
 
 
