@@ -9,7 +9,7 @@ study: setup  ## the demo study on embedded data, with its report
 	$(BIN)/python -m ppr_core study params/demo.yaml
 
 test: lint  ## every test, after style and types
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 style: setup
 	$(BIN)/ruff check .
@@ -19,7 +19,7 @@ lint: style  ## style and types
 	$(BIN)/mypy
 
 coverage: style  ## every test, with the lines that none runs; fails below the floor
-	$(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
 lab: setup  ## JupyterLab on 127.0.0.1, opened on notebooks/
 	$(BIN)/python -m ppr_core lab

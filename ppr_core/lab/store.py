@@ -35,6 +35,7 @@ logging.getLogger("urllib3").setLevel(logging.ERROR)  # each try of a request th
 PARAM_LIMIT = 6000  # characters of one MLflow parameter
 BATCH_LIMIT = 1000  # metrics in one MLflow request
 RESULT = "result"  # a run's folder of a stage's result
+ENDED = "attributes.status != 'RUNNING'"  # of runs that no other machine is about to finish
 TRIES = 3  # of what fails only where another process does the same at the same moment
 
 
@@ -206,8 +207,27 @@ class Store:
 
     @writing
     def discard(self, run_id: str) -> None:
-        """Hide a run that others have taken the place of."""
-        self.client.delete_run(run_id)
+        """Hide a run that others have taken the place of; another process may have done it."""
+        try:
+            self.client.delete_run(run_id)
+        except MlflowException:
+            if self.client.get_run(run_id).info.lifecycle_stage != "deleted":
+                raise
+
+    def settled(self, key: str, run_id: str) -> str:
+        """Return which of the finished runs of a key stays: the oldest.
+
+        Between machines no lock holds: two that log the same at once both come to the end.
+
+        Args:
+            key: of the runs.
+            run_id: the one that was just finished; it is hidden where another one stays.
+        """
+        runs = self.search(query="attributes.status = 'FINISHED'", key=key)
+        stays = min(runs, key=lambda run: (run.info.start_time, run.info.run_id)).info.run_id
+        if stays != run_id:
+            self.discard(run_id)
+        return stays
 
     @writing
     def describe(self, experiment: str, note: str, tags: Mapping[str, str]) -> None:

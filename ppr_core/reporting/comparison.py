@@ -10,7 +10,7 @@ import pandas as pd
 
 from ppr_core.config import digest
 from ppr_core.lab.plan import Plan
-from ppr_core.lab.store import Store
+from ppr_core.lab.store import ENDED, Store
 from ppr_core.reporting import checks, results
 from ppr_core.reporting.checks import MARK
 from ppr_core.reporting.results import COLOURS, FIGURES, cells, label
@@ -58,7 +58,7 @@ def _log_cells(plan: Plan, store: Store) -> None:
         if len(made) == 1 or store.find(key):
             continue
         tags = {"kind": "group", "attack": attack, "defense": name}
-        for old in store.search(study, **tags):
+        for old in store.search(study, query=ENDED, **tags):
             store.discard(old.info.run_id)
         run = store.start(
             study,
@@ -72,6 +72,7 @@ def _log_cells(plan: Plan, store: Store) -> None:
         store.log(run, metrics=figures.dropna().round(2).to_dict())
         store.adopt(run, made)
         store.finish(run)
+        store.settled(key, run)
 
 
 def _log_cell(plan: Plan, store: Store, row: pd.Series, logged: list[str]) -> str:
@@ -82,7 +83,7 @@ def _log_cell(plan: Plan, store: Store, row: pd.Series, logged: list[str]) -> st
     if found := store.find(key):
         return found.info.run_id
     name = f"{row['attack']} / {row['label']} s{row['seed']}"
-    for old in store.search(plan.study.name, kind="cell", cell=name):
+    for old in store.search(plan.study.name, query=ENDED, kind="cell", cell=name):
         store.discard(old.info.run_id)
     tags = {"kind": "cell", "key": key, "cell": name, "parent": row["last"]}
     tags |= {"no_verdict": row["checks"][:4000]} if row["checks"] else {}
@@ -102,7 +103,7 @@ def _log_cell(plan: Plan, store: Store, row: pd.Series, logged: list[str]) -> st
             figures[column] = [*course, figures[column]]
     store.log(run, metrics=figures)
     store.finish(run)
-    return run
+    return store.settled(key, run)
 
 
 def _tell(row: pd.Series) -> str:

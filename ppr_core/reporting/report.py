@@ -17,7 +17,7 @@ from markupsafe import Markup
 from ppr_core.config import digest
 from ppr_core.lab.marks import commit
 from ppr_core.lab.plan import Plan
-from ppr_core.lab.store import Store
+from ppr_core.lab.store import ENDED, Store
 from ppr_core.reporting import captions, checks, claims, paper, results, tables
 from ppr_core.reporting.evidence import Evidence
 
@@ -100,7 +100,7 @@ def keep(store: Store, experiment: str, mark: str, files: Iterable[Path], note: 
         note: shown on the run's page.
     """
     tags = {"kind": "report", "settings": mark}
-    for old in store.search(experiment, **tags):
+    for old in store.search(experiment, query=ENDED, **tags):
         store.discard(old.info.run_id)
     run = store.start(experiment, "report", tags=tags, note=note)
     for path in files:

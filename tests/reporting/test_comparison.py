@@ -41,6 +41,25 @@ def test_cells_are_kept_once_with_what_a_person_compares(plan, store):
     assert store.search("tiny", kind="group") == [], "one seed has no mean"
 
 
+def test_machines_that_log_the_same_cells_at_once_leave_each_other_be(plan, store):
+    """Locks hold on one machine; what another one has open must not be taken from it."""
+    name = "badnet / ft s0"
+    tags = {"kind": "cell", "cell": name}
+    other = store.start("tiny", name, tags={**tags, "key": "another"})
+    comparison.log_cells(plan, store)
+    store.log(other, metrics={"p_asr": 1.0})  # an error where it was discarded
+    store.finish(other)
+    runs = [run for run in store.search("tiny", **tags) if run.info.run_id != other]
+    [own] = runs
+    key = own.data.tags["ppr.key"]
+    twin = store.start("tiny", name, tags={**tags, "key": key})
+    store.finish(twin)
+    assert store.settled(key, twin) == own.info.run_id, "the oldest stays"
+    assert store.find(key).info.run_id == own.info.run_id
+    store.discard(twin)  # once more: another process may have been faster
+    assert store.settled(key, own.info.run_id) == own.info.run_id
+
+
 def test_a_cell_has_the_epochs_of_ra(plan, store):
     comparison.log_cells(plan, store)
     [run] = [r for r in store.search("tiny", kind="cell") if r.data.params["defense"] == "ft"]
