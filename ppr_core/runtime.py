@@ -17,7 +17,7 @@ from ppr_core.errors import need
 
 Record = dict[str, float]
 
-WATCH_S = 0.1  # how long other processes are watched for
+WATCH_S = (0.1, 1.0)  # seconds that a start looks for rivals
 
 
 @dataclass(frozen=True)
@@ -186,20 +186,28 @@ def set_threads(device: torch.device) -> int:
     return threads
 
 
+def _idle(seconds: float) -> float:
+    """Return how many of this process's cores nobody else has used, watched for some seconds."""
+    affinity = getattr(psutil.Process(), "cpu_affinity", None)  # not on macOS
+    times = psutil.cpu_times_percent(seconds, percpu=True)
+    cores = [times[core] for core in affinity()] if affinity else times
+    spare = ("idle", "iowait", "nice")  # the latter two are not everywhere
+    return sum(getattr(core, name, 0.0) for core in cores for name in spare) / 100
+
+
 def rivals(threads: int) -> str:
     """Say that other processes leave fewer cores than a study has threads; "" if they do not.
 
-    It watches for a tenth of a second. What runs at a lower priority gives way, and does not count.
+    It watches for a moment, and for a longer one where that was busy: an installation may just have
+    ended. What runs at a lower priority gives way, and does not count.
     """
-    affinity = getattr(psutil.Process(), "cpu_affinity", None)  # not on macOS
-    times = psutil.cpu_times_percent(WATCH_S, percpu=True)
-    cores = [times[core] for core in affinity()] if affinity else times
-    spare = ("idle", "iowait", "nice")  # the latter two are not everywhere
-    free = sum(getattr(core, name, 0.0) for core in cores for name in spare) / 100
-    if free > threads - 0.5:
-        return ""
+    cores = free_cores()
+    for seconds in WATCH_S:
+        free = _idle(seconds)
+        if free > threads - 0.5:
+            return ""
     return (
-        f"other processes leave {free:.1f} of {len(cores)} cores to {threads} thread(s): stages "
+        f"other processes leave {free:.1f} of {cores} cores to {threads} thread(s): stages "
         "may take many times as long; end those processes, or ask for less by --workers and "
         "OMP_NUM_THREADS"
     )

@@ -57,7 +57,7 @@ def of_path(t: float, asr: float, points: pd.DataFrame) -> str:
         asr: of the model there, percent.
         points: measured `t` and `backdoor_error` (percent); may be empty.
     """
-    state = "awake" if asr >= AWAKE else "asleep"
+    state = "awake" if asr >= AWAKE else "asleep" if asr <= PURIFIED_BELOW else "half awake"
     here = f"At t = {t:.2f} the backdoor is {state} (ASR {asr:.0f} %)"
     if not len(points):
         return f"{here}."

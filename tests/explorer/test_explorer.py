@@ -455,6 +455,7 @@ def test_sentences_say_what_the_figures_mean():
     assert "even at the purified end" in words.of_path(1, 90, points.assign(backdoor_error=0.0))
     assert "nowhere" in words.of_path(0, 3, points.assign(backdoor_error=99.0))
     assert words.of_path(0, 3, points.iloc[:0]).endswith("is asleep (ASR 3 %).")
+    assert words.of_path(0, 40, points.iloc[:0]).endswith("is half awake (ASR 40 %).")
 
 
 # -- the battery ---------------------------------------------------------------------------------
