@@ -64,15 +64,14 @@ def _device() -> tuple[str, bool, str]:
 
 
 def _threads() -> tuple[str, bool, str]:
-    from ppr_core.runtime import pick_device, set_threads
+    from ppr_core.runtime import free_cores, pick_device, rivals, set_threads
 
     threads, policy = set_threads(pick_device("auto")), os.environ.get("OMP_WAIT_POLICY", "unset")
-    busy, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
-    crowded = busy > 1.5 * cores
-    text = f"{threads} a process, {cores} cores, OMP_WAIT_POLICY={policy}, load {busy:.1f}"
+    told = rivals(threads)
+    text = f"{threads} a process, {free_cores()} cores, OMP_WAIT_POLICY={policy}"
     if policy.upper() != "PASSIVE":
         return "threads", False, text + "; set OMP_WAIT_POLICY=PASSIVE: spinning rivals stall"
-    return "threads", not crowded, text + ("; other work takes these cores" if crowded else "")
+    return "threads", not told, f"{text}; {told}" if told else text
 
 
 def _store() -> tuple[str, bool, str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ppr_core.cli.study import override, own_label, read, reddened, workers
+from ppr_core.cli.study import override, own_label, placed, read, reddened, where
 from ppr_core.errors import need
 from ppr_core.lab.places import ROOT, results_folder
 
@@ -20,8 +20,7 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     judge.add_argument("--purified", metavar="FILE", help="judge this model in place of a defense")
     judge.add_argument("--backdoored", metavar="FILE", help="its victim; the track's if not given")
     judge.add_argument("--attack", help="one attack of the track; needed with --purified")
-    judge.add_argument("--engine", choices=("local", "ray"), default="local", help="where to run")
-    workers(judge)
+    where(judge)
     judge.add_argument("--paper", default="", help="link that the leaderboard shows")
     judge.add_argument("--code", default="", help="link that the leaderboard shows")
     judge.add_argument("--out", metavar="FOLDER", type=Path, help="of the submission and the page")
@@ -44,8 +43,7 @@ def _judge(arguments: argparse.Namespace) -> int:
     plan, lab = Plan(Study(**values)), Lab(Store())
     wanted = judging.stages(plan, label)
     print(f"track {plan.study.name}: {name} on {', '.join(plan.attacks)}", flush=True)
-    where = {"backend": arguments.engine, "workers": arguments.workers}
-    failures = engine.run(plan, lab, wanted=wanted, **where)
+    failures = engine.run(plan, lab, wanted=wanted, **placed(arguments))
     for stage, reason in failures.items():
         print(f"error: {stage}: {reason}", file=sys.stderr)
     if failures:

@@ -41,19 +41,14 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     report.add_argument("--also", action="append", default=[], metavar="FILE", help=text)
 
 
-def workers(command: argparse.ArgumentParser) -> None:
-    """Let the processes that share the stages be counted."""
-    text = "processes that share the stages; default: one a core of a CPU, one of a GPU"
-    command.add_argument("--workers", type=int, metavar="N", help=text)
-
-
 def where(command: argparse.ArgumentParser) -> None:
     """Let a command say where stages run."""
     command.add_argument("--engine", choices=("local", "ray"), default="local", help="where to run")
     command.add_argument("--gpu-share", type=float, default=1.0, help="GPU share of a stage (ray)")
     text = "main memory that a stage takes (ray); 0: not counted"
     command.add_argument("--memory-gb", type=float, default=0.0, metavar="GB", help=text)
-    workers(command)
+    text = "processes that share the stages; default: one a core of a CPU, one of a GPU"
+    command.add_argument("--workers", type=int, metavar="N", help=text)
 
 
 def placed(arguments: argparse.Namespace) -> dict[str, Any]:

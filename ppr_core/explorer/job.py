@@ -6,7 +6,6 @@ of CUDA graphs with the first.
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from pathlib import Path
 from ppr_core.errors import CheckpointError, ConfigError, DataError, StoreError, need
 from ppr_core.lab.desk import Lab
 from ppr_core.lab.graph import Cell, Stage, Variant
-from ppr_core.lab.places import PACKAGE
+from ppr_core.lab.places import importing
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import Store
 from ppr_core.lab.study import Study
@@ -73,7 +72,6 @@ class Job:
         self.cancelled, self.ended = False, threading.Event()
         self.started, self.last = time.monotonic(), Progress(0.0, "starting")
         self.expected = START_S + sum(seconds.values()) if seconds else None
-        known = [str(PACKAGE.parent), os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
         program = "from ppr_core.explorer import job; raise SystemExit(job.main())"
         self.process = subprocess.Popen(
             [sys.executable, "-c", program],
@@ -81,7 +79,7 @@ class Job:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(known)},
+            env=importing(),
         )
         task = {"study": study.model_dump(), "folder": str(store.folder), "cell": astuple(cell)}
         task |= {"seconds": dict(seconds or {})}

@@ -28,6 +28,12 @@ def environment() -> dict[str, str]:
     return {**os.environ, **named}
 
 
+def importing() -> dict[str, str]:
+    """Return this process's environment for a Python that imports what this one can."""
+    known = [str(PACKAGE.parent), os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(known)}
+
+
 def study_file(name: str, suffix: str = ".yaml") -> Path:
     """Return the study file of a path, or of a name in params/, such as demo.
 

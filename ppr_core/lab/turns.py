@@ -17,7 +17,7 @@ import psutil
 from ppr_core.errors import ConfigError, DataError, StoreError
 from ppr_core.lab.desk import Lab
 from ppr_core.lab.graph import Stage
-from ppr_core.lab.places import PACKAGE
+from ppr_core.lab.places import importing
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import Store
 from ppr_core.lab.study import Study
@@ -123,7 +123,6 @@ class Workers:
         self.processes: list[subprocess.Popen[str]] = []
 
     def __enter__(self) -> Self:
-        known = [str(PACKAGE.parent), os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
         program = "from ppr_core.lab import turns; raise SystemExit(turns.main())"
         for _ in range(self.count):
             process = subprocess.Popen(
@@ -131,7 +130,7 @@ class Workers:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 text=True,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(known)},
+                env=importing(),
             )
             self.processes.append(process)
             if process.stdin:  # it stays open: its end tells a worker that this process has ended

@@ -262,36 +262,33 @@ def test_of_two_pages_that_want_a_rho_one_computes_it(store, capsys):
     assert ended
 
 
-def test_a_job_that_fails_says_why(choice, store, monkeypatch, capsys):
+def ends_of(choice, store, monkeypatch, capsys):
+    """Compute a rho in this process; return the exit code and the last thing said."""
     plan, cell = choice.study.with_rho(choice.cell, 1.5)
-    shutil.rmtree(store.folder / "artifacts")
-    (store.folder / "artifacts").mkdir()  # as where a disk is not mounted
     task = {"study": plan.study.model_dump(), "folder": str(store.folder)}
     task |= {"cell": astuple(cell), "seconds": {}}
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(task)))
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        assert job.main() == 1
+        code = job.main()
     finally:
         signal.signal(signal.SIGTERM, handler)
-    last = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert last["state"] == "failed"
+    return code, json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_a_job_that_fails_says_why(choice, store, monkeypatch, capsys):
+    shutil.rmtree(store.folder / "artifacts")
+    (store.folder / "artifacts").mkdir()  # as where a disk is not mounted
+    code, last = ends_of(choice, store, monkeypatch, capsys)
+    assert (code, last["state"]) == (1, "failed")
     assert "StoreError: expected the results of the store in" in last["text"]
 
 
 def test_a_job_computes_a_damaged_parent_anew(choice, store, monkeypatch, capsys):
-    plan, cell = choice.study.with_rho(choice.cell, 1.5)
     for run in store.search("tiny", stage="backdoored"):
         (store.artifacts(run.info.run_id, "result") / "tensors.safetensors").write_bytes(b"torn")
-    task = {"study": plan.study.model_dump(), "folder": str(store.folder)}
-    task |= {"cell": astuple(cell), "seconds": {}}
-    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(task)))
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        assert job.main() == 0
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["state"] == "done"
+    code, last = ends_of(choice, store, monkeypatch, capsys)
+    assert (code, last["state"]) == (0, "done")
 
 
 # -- epsilon -------------------------------------------------------------------------------------
