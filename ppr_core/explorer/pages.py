@@ -63,7 +63,7 @@ def sample(shown: Sample, labels: list[str]) -> str:
     head = "".join(f"<th>{escape(label)}</th>" for label in labels)
     lines = [f"<tr><th {SIDE_HEAD}>true class</th>{head}</tr>"]
     for row, images in shown.images.items():
-        title = f"perturbation × {shown.factor:.1f}" if row == "perturbation" else row
+        title = f"perturbation × {round(shown.factor, 1):g}" if row == "perturbation" else row
         cells = "".join(
             f"<td>{_image(image, f'{row}, a {label}')}</td>"
             for image, label in zip(images, labels, strict=True)

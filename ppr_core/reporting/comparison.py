@@ -16,6 +16,7 @@ from ppr_core.reporting.checks import MARK
 from ppr_core.reporting.results import COLOURS, FIGURES, cells, label
 
 EPOCHS = {"p_asr": "asr", "p_c_acc": "c_acc"}  # figures kept with every epoch of RA
+FIRST = ("p_asr", "o_asr", "o_c_acc")  # what a comparison of runs shows before all else
 ABOUT = ["attack", "defense", "rho", "seed", "dataset", "model", "poison_rate"]
 SHARED = "mlflow.sharedViewState."  # how the tags of saved views begin
 CELLS = """tags."ppr.kind" = 'cell'"""
@@ -101,7 +102,8 @@ def _log_cell(plan: Plan, store: Store, row: pd.Series, logged: list[str]) -> st
         for column, name in EPOCHS.items():  # the last value is the one that tables show
             course = [round(record[name], 2) for record in before]
             figures[column] = [*course, figures[column]]
-    store.log(run, metrics=figures)
+    first = [name for name in FIRST if name in figures]  # the UI compares runs by these
+    store.log(run, metrics={name: figures[name] for name in [*first, *figures]})
     store.finish(run)
     return store.settled(key, run)
 

@@ -1,6 +1,6 @@
 """A study's results, read from the store: one row a cell, and the curves behind them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -157,8 +157,7 @@ def findings(rows: pd.DataFrame) -> list[str]:
     lines = checks.listed(rows)
     table = table[table["checks"] == ""]
     for attack, group in table.groupby("attack", sort=False):
-        controls = group["defense"].isin([NO_DEFENSE, CLEAN]) | group["oracle"].astype(bool)
-        purified = group[~controls & (group["o_asr"] <= PURIFIED_BELOW)]
+        controls, purified = _apart(group), sleeping(group)
         woken = purified[purified["change"] >= WOKEN_BY]
         if not sum(~controls):
             continue
@@ -177,24 +176,61 @@ def findings(rows: pd.DataFrame) -> list[str]:
     return lines
 
 
+def _apart(rows: pd.DataFrame) -> pd.Series:
+    """Say which rows are no defense's: controls, and what an oracle purified."""
+    return rows["defense"].isin([NO_DEFENSE, CLEAN]) | rows["oracle"].astype(bool)
+
+
+def sleeping(rows: pd.DataFrame) -> pd.DataFrame:
+    """Keep the models that a defense purified without an oracle; none that fails a check."""
+    passed = checks.column(rows) == ""
+    return rows[~_apart(rows) & (rows["o_asr"].astype(float) <= PURIFIED_BELOW) & passed]
+
+
+def among(
+    points: pd.DataFrame,
+    rows: pd.DataFrame,
+    ends: Sequence[str] = ("defense",),
+    keys: Sequence[str] = ("attack", "seed"),
+) -> pd.DataFrame:
+    """Keep the points whose models are among the rows.
+
+    Args:
+        points: one row a point of a curve, or a pair of models.
+        rows: of `cells`.
+        ends: columns of the points that name a defense.
+        keys: columns of both that tell victims apart.
+    """
+    for end in ends:
+        known = rows[[*keys, "defense"]].drop_duplicates().rename(columns={"defense": end})
+        points = points.merge(known, on=[*keys, end])
+    return points
+
+
 def query_findings(rows: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
     """Say in sentences what QRA reaches: on purified models, on clean ones, and by transfer.
 
-    Generators are learnt on purified models; one that an oracle purified counts in no mean. The
-    control is what they do to a clean model that none of them has seen.
+    A mean is over models that a defense purified, an oracle's left out: one whose backdoor never
+    slept has nothing to wake. The control is what the generators learnt on these do to a clean
+    model that none of them has seen.
 
     Args:
         rows: `cells` of a study that measures "query".
         pairs: its `transfers`; may be empty.
     """
     lines = []
-    honest = rows[rows["q_p_asr"].notna() & ~rows["oracle"].astype(bool)]
-    for attack, group in honest.groupby("attack", sort=False):
+    rows = rows[rows["q_p_asr"].notna()]
+    for attack, tried in rows[~_apart(rows)].groupby("attack", sort=False):
+        group = sleeping(tried)
+        if not len(group):
+            lines.append(f"{attack}: none of {len(tried)} models is purified.")
+            continue
         figures = [name for name in map(str, group) if name == "o_asr" or name.startswith("q_")]
         mean = group[figures].mean()
         lines.append(
-            f"{attack}, purified models: QRA moves the mean ASR from {mean['o_asr']:.1f} to "
-            f"{mean['q_p_asr']:.1f}; {mean['q_c_asr']:.1f} % of clean images follow."
+            f"{attack}, {len(group)} of {len(tried)} models purified: QRA moves their mean ASR "
+            f"from {mean['o_asr']:.1f} to {mean['q_p_asr']:.1f}; {mean['q_c_asr']:.1f} % of clean "
+            "images follow."
         )
         p_asr, c_asr = (mean.get(f"q_unseen_{name}", float("nan")) for name in ("p_asr", "c_asr"))
         lines.append(
@@ -203,8 +239,11 @@ def query_findings(rows: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
             if p_asr == p_asr
             else f"{attack}, control: no clean model that no generator has seen."
         )
+    if len(pairs):
+        pairs = among(pairs, sleeping(rows), ends=("source", "target"))
     for attack, group in pairs.groupby("attack", sort=False) if len(pairs) else ():
-        lines.append(f"{attack}: learnt on another model, it reaches {group['p_asr'].mean():.1f}.")
+        reached = group["p_asr"].mean()
+        lines.append(f"{attack}: learnt on another purified model, it reaches {reached:.1f}.")
     return lines
 
 

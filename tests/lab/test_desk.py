@@ -131,33 +131,43 @@ def test_seeds_are_averaged_with_their_spread():
 
 
 def test_what_an_oracle_chose_is_said_so_and_counts_neither_as_purified_nor_as_a_control():
-    names = ["clean", "ep", "anp", "anp_oracle", "bti"]
+    names = ["clean", "ep", "anp", "anp_oracle", "bti", "ft", "fst"]  # FT does not purify
     frame = pd.DataFrame(
         {
             "attack": "badnet",
             "defense": names,
             "rho": None,
-            "oracle": [False, True, False, True, False],
+            "oracle": [False, True, False, True, False, False, False],
             "seed": 0,
             "status": "done",
             "o_c_acc": 90.0,
             "p_c_acc": 90.0,
-            "o_asr": [1.0, 3.0, 4.0, 0.0, 2.0],
+            "o_asr": [1.0, 3.0, 4.0, 0.0, 2.0, 97.0, 3.0],
+            "checks": [""] * 6 + ["C-Acc is at chance"],
             "p_asr": 90.0,
-            "q_p_asr": [None, 20.0, 60.0, 100.0, 80.0],
+            "q_p_asr": [None, 20.0, 60.0, 100.0, 80.0, 99.0, 99.0],
             "q_c_asr": 1.0,
-            "q_unseen_p_asr": [None, 50.0, 2.0, 50.0, 4.0],
+            "q_unseen_p_asr": [None, 50.0, 2.0, 50.0, 4.0, 90.0, 90.0],
             "q_unseen_c_asr": 0.5,
         }
     )
     assert "anp_oracle (oracle)" in results.text_table(frame)
-    assert "2 of 2 defenses" in results.findings(frame)[0]
-    purified, control = results.query_findings(frame, pd.DataFrame())
-    assert purified.startswith("badnet, purified models: QRA moves the mean ASR from 3.0 to 70.0")
+    assert any("2 of 3 defenses" in line for line in results.findings(frame))
+    pairs = pd.DataFrame(
+        [("anp", "bti", 30.0), ("bti", "anp", 50.0), ("bti", "ft", 99.0), ("ep", "bti", 1.0)],
+        columns=["source", "target", "p_asr"],
+    ).assign(attack="badnet", seed=0)
+    purified, control, transfer = results.query_findings(frame, pairs)
+    assert purified.startswith(
+        "badnet, 2 of 4 models purified: QRA moves their mean ASR from 3.0 to 70.0"
+    )
+    assert transfer == "badnet: learnt on another purified model, it reaches 40.0."
     assert control.startswith("badnet, control: on a clean model that no generator has seen, the")
     assert "reach 3.0; 0.5 % of clean images" in control
     [_, missing] = results.query_findings(frame.drop(columns="q_unseen_p_asr"), pd.DataFrame())
     assert "no clean model" in missing
+    awake = frame.assign(o_asr=97.0)
+    assert results.query_findings(awake, pairs) == ["badnet: none of 4 models is purified."]
 
 
 def cli(*arguments, **environment):

@@ -74,6 +74,7 @@ def test_a_cell_has_the_epochs_of_ra(plan, store):
     colours = [r.data.tags["mlflow.runColor"] for r in store.search("tiny", kind="cell")]
     assert len(set(colours)) == 4, "a colour a defense"
     assert f"ASR {run.data.metrics['o_asr']:.1f} %" in run.data.tags["mlflow.note.content"]
+    assert next(iter(run.data.metrics)) == "p_asr", "the UI's comparison opens on the first"
 
 
 def test_several_seeds_stand_under_their_mean_and_spread(plan, store, tiny_study):

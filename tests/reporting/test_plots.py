@@ -70,6 +70,15 @@ QUERIES = named(
         ]
     )
 )
+QUERIED = pd.DataFrame(
+    {
+        "attack": "blended",
+        "defense": ["bti", "fst", "clean", "ep"],
+        "seed": 0,
+        "oracle": [False, False, False, True],
+        "o_asr": [10.0, 20.0, 1.0, 2.0],
+    }
+)
 PAIRS = named(
     pd.DataFrame(
         [
@@ -127,7 +136,7 @@ FIGURES = {
         ["RA", "QRA", "optimised trigger"],
     ),
     "budget_curves": (
-        lambda: plots.budget_curves(QUERIES),
+        lambda: plots.budget_curves(QUERIES, QUERIED),
         [
             f"blended: {kind} images{whose}"
             for whose in ("", "\nmean of the purified models")
@@ -287,15 +296,15 @@ def test_rival_bars_are_the_asr_that_each_way_reaches():
 
 def test_budget_curves_show_each_model_above_and_the_controls_below():
     once = QUERIES.iloc[:1].assign(perturbation="trigger, white-box")  # has a budget of its own
-    figure = plots.budget_curves(pd.concat([QUERIES, once], ignore_index=True))
+    figure = plots.budget_curves(pd.concat([QUERIES, once], ignore_index=True), QUERIED)
     triggered, clean, controls, controls_clean = figure.axes
     budgets = [0.0, 8.0, 16.0]
     assert lines(triggered) == [(budgets, [s, s + 32, s + 64]) for s in (1, 10, 20, 2)]
     assert lines(clean) == [(budgets, [0, 32, 64])] * 4
-    # The mean of bti and fst: the clean and EP models are no purified models.
-    assert lines(controls) == [(budgets, [15, 47, 79]), (budgets, [15, 19, 23])]
+    # Those of bti: fst is not purified, the clean model is a control, and EP an oracle's.
+    assert lines(controls) == [(budgets, [10, 42, 74]), (budgets, [10, 14, 18])]
     assert lines(controls_clean) == [(budgets, [0, 32, 64]), (budgets, [0, 4, 8])]
-    alone = plots.budget_curves(QUERIES[QUERIES["perturbation"] == "qra"])
+    alone = plots.budget_curves(QUERIES[QUERIES["perturbation"] == "qra"], QUERIED)
     assert len(alone.axes) == 2, "no controls, no second row"
 
 
@@ -334,7 +343,10 @@ def test_a_band_is_the_spread_over_seeds():
     ("draw", "frame"),
     [
         (plots.path_curves, PATHS[PATHS["batch_norm"] == "interpolate"]),
-        (plots.budget_curves, QUERIES[QUERIES["perturbation"] == "qra"]),
+        (
+            lambda rows: plots.budget_curves(rows, QUERIED),
+            QUERIES[QUERIES["perturbation"] == "qra"],
+        ),
         (plots.retuning_curves, HISTORY),
     ],
     ids=["path_curves", "budget_curves", "retuning_curves"],

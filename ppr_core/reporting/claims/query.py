@@ -22,6 +22,7 @@ from ppr_core.reporting.claims.base import (
 )
 from ppr_core.reporting.claims.rules import bounds, tolerance, within
 from ppr_core.reporting.evidence import SETTING, Evidence, Scope, Span, purified
+from ppr_core.reporting.results import among
 
 # The clean model counts where EP is the surrogate. Where it was itself the surrogate, its low
 # score is trained in: the clean model counts that no generator saw.
@@ -104,10 +105,7 @@ def _transfer(e: Evidence) -> Answer | None:
     rows = e.baselines("o_asr")
     kept = purified(rows)
     keys = [c for c in (*SETTING, "attack", "seed") if c in e.transfers]
-    pairs = e.transfers
-    for end in ("source", "target"):
-        known = kept[[*keys, "defense"]].drop_duplicates().rename(columns={"defense": end})
-        pairs = pairs.merge(known, on=[*keys, end])
+    pairs = among(e.transfers, kept, ("source", "target"), keys)
     pairs = pairs[pairs["source"] != pairs["target"]]
     if pairs["source"].nunique() < 2:
         return None

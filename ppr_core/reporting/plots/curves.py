@@ -3,7 +3,6 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ppr_core.lab.graph import CLEAN as CLEAN_MODEL
 from ppr_core.lab.graph import NO_DEFENSE
 from ppr_core.reporting.plots.base import (
     AFTER,
@@ -18,13 +17,15 @@ from ppr_core.reporting.plots.base import (
     names_of,
     new_figure,
 )
+from ppr_core.reporting.results import among, sleeping
 
 
-def budget_curves(points: pd.DataFrame) -> Figure:
+def budget_curves(points: pd.DataFrame, rows: pd.DataFrame) -> Figure:
     """Draw P-ASR and C-ASR over the budget: QRA by defense above, the controls below.
 
     Args:
         points: `results.queries` of a study.
+        rows: `results.cells` of it, which say what is purified: the controls are means over that.
     """
     if "scored" in points:
         points = points[points["scored"] == "self"]
@@ -37,8 +38,8 @@ def budget_curves(points: pd.DataFrame) -> Figure:
     size = {"nrows": len(kinds), "ncols": 2 * len(attacks), "sharex": True, "sharey": True}
     figure, axes = new_figure(4.4 * 2 * len(attacks) + 1.6, 3.4 * len(kinds), **size)
     for row, (kind, hue) in zip(axes, kinds, strict=True):
-        models = ~points["defense"].isin([CLEAN_MODEL, "ep"])
-        chosen = points[points["perturbation"] == "qra"] if kind == "qra" else points[models]
+        purified = among(points, sleeping(rows))
+        chosen = points[points["perturbation"] == "qra"] if kind == "qra" else purified
         look = look_of(chosen[hue]) | ({} if kind == "qra" else {"errorbar": None})
         for index, attack in enumerate(attacks):
             here = chosen[chosen["attack"] == attack]

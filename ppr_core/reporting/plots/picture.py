@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
-from ppr_core.reporting.plots.base import AFTER, BEFORE, CLEAN
+from ppr_core.reporting.plots.base import AFTER, CLEAN
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,16 @@ class Curves:
 # not at that place.
 Mark = tuple[float, Mapping[str, float]] | tuple[float, Mapping[str, float], float]
 
-# The same measure has the same colour in every panel.
+# The same measure has the same colour in every panel; a blue that is seen on white and on black.
+BLUE = "#4a86c5"
 SHADES = {
     "c_acc": CLEAN,
-    "o_asr": BEFORE,
+    "o_asr": BLUE,
     "p_asr": AFTER,
     "c_asr": CLEAN,
-    "control": BEFORE,
+    "control": BLUE,
     "backdoor_error": AFTER,
-    "recalibrated": BEFORE,
+    "recalibrated": BLUE,
     "clean_error": CLEAN,
     "own": AFTER,
     "clean": CLEAN,
