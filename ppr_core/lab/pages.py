@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import nbformat
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, select_autoescape
 from latex2mathml.converter import convert
 from markupsafe import Markup
 from nbconvert import HTMLExporter
@@ -17,6 +17,14 @@ from traitlets.config import Config
 TEMPLATE = "page.html.j2"
 MATH = re.compile(r"\$\$(?P<block>.+?)\$\$|\$(?P<line>[^$\n]+?)\$", re.DOTALL)
 LINK = re.compile(r"\[(?P<text>[^\]]+)\]\((?P<notebook>\w+)\.ipynb\)")
+GIVEN = "injected-parameters"
+FOLDED = """<details><summary>The parameters of this run</summary>
+
+```python
+{}
+```
+
+</details>"""
 WIDGET = "application/vnd.jupyter.widget-view+json"
 SLIDER = "<p><i>A slider stands here in JupyterLab.</i></p>"
 
@@ -39,6 +47,8 @@ def page(notebook: Path, *, nav: Links = (), here: str = "") -> str:
             cell.source = MATH.sub(_mathml, cell.source)
             if nav:
                 cell.source = LINK.sub(partial(_led, {link for _, link in nav}), cell.source)
+        elif GIVEN in cell.metadata.get("tags", ()):  # by papermill: all of a study's settings
+            cell.cell_type, cell.source = "markdown", FOLDED.format(cell.source)
         else:
             cell.outputs = [_still(output, heading) for output in cell.outputs]
     settings = Config()
@@ -69,17 +79,24 @@ def framed(title: str, body: str, *, nav: Links = (), here: str = "") -> str:
         nav: links above it.
         here: the address of this page, among those.
     """
-    environment = Environment(
-        loader=PackageLoader("ppr_core.lab", ""),
-        autoescape=select_autoescape(default=True),
-        undefined=StrictUndefined,
-    )
     colours = {
         name: Markup(HtmlFormatter(style=style).get_style_defs(".highlight"))
         for name, style in (("light", "default"), ("dark", "github-dark"))
     }
-    return environment.get_template(TEMPLATE).render(
-        title=title, body=body, nav=nav, here=here, **colours
+    return (
+        environment()
+        .get_template(TEMPLATE)
+        .render(title=title, body=body, nav=nav, here=here, **colours)
+    )
+
+
+def environment(package: str = "ppr_core.lab") -> Environment:
+    """Return what renders the templates of a package; `theme.css.j2` is known to all of them."""
+    places = [PackageLoader(name, "") for name in dict.fromkeys([package, "ppr_core.lab"])]
+    return Environment(
+        loader=ChoiceLoader(places),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
     )
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
 import ppr_core
@@ -143,9 +142,5 @@ def _entry(name: str, what: Any) -> dict[str, Any]:
 
 
 def _rendered(template: str, **values: Any) -> Markup:
-    environment = Environment(
-        loader=PackageLoader("ppr_core.reporting", ""),
-        autoescape=select_autoescape(default=True, default_for_string=True),
-        undefined=StrictUndefined,
-    )
+    environment = pages.environment("ppr_core.reporting")
     return Markup(environment.get_template(template).render(**values))

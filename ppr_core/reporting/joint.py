@@ -10,6 +10,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from ppr_core.config import digest
+from ppr_core.lab import pages
 from ppr_core.lab.series import Entry
 from ppr_core.lab.store import Store
 from ppr_core.reporting import claims, plots, report, results, tables
@@ -61,7 +62,7 @@ def write(
         title = f"Figure {number}. {plots.TITLES[number]}"
         pictures.append({"title": title, "source": Markup(f"data:image/png;base64,{data}")})
     html = (
-        report.environment()
+        pages.environment("ppr_core.reporting")
         .get_template(TEMPLATE)
         .render(
             name=name,

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from pydantic import ValidationError
 
 from ppr_core.config import Field, Settings
 from ppr_core.errors import DataError, need
+from ppr_core.lab import pages
 from ppr_core.reactivation.cells import Cell
 from ppr_core.reactivation.summary import Figures
 from ppr_core.reactivation.verdicts import Verdict
@@ -109,16 +109,15 @@ def write(folder: Path, target: Path) -> Path:
     paths = sorted(folder.glob("*.json"))
     need(paths, f"expected submissions (*.json) in {folder}, got none; run `judge`", DataError)
     found = sorted(map(read, paths), key=_rank)
-    environment = Environment(
-        loader=PackageLoader("ppr_core.reporting", ""),
-        autoescape=select_autoescape(default=True),
-        undefined=StrictUndefined,
-    )
-    html = environment.get_template(TEMPLATE).render(
-        rows=[row(submission) for submission in found],
-        tracks=sorted({submission.track for submission in found}),
-        attacks=sorted({submission.attack for submission in found}),
-        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    html = (
+        pages.environment("ppr_core.reporting")
+        .get_template(TEMPLATE)
+        .render(
+            rows=[row(submission) for submission in found],
+            tracks=sorted({submission.track for submission in found}),
+            attacks=sorted({submission.attack for submission in found}),
+            made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        )
     )
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(html)

@@ -11,10 +11,10 @@ from typing import Any
 import pandas as pd
 import torch
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
 from ppr_core.config import digest
+from ppr_core.lab import pages
 from ppr_core.lab.marks import commit
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import ENDED, Store
@@ -46,7 +46,7 @@ def write(plan: Plan, store: Store, evidence: Evidence, beside: Sequence[str] = 
     summary = results.summary(rows)
     heads = results.further_heads(summary)
     html = (
-        environment()
+        pages.environment("ppr_core.reporting")
         .get_template(TEMPLATE)
         .render(
             study=plan.study.name,
@@ -78,15 +78,6 @@ def write(plan: Plan, store: Store, evidence: Evidence, beside: Sequence[str] = 
         path.write_text(html)
         keep(store, plan.study.name, plan.mark, [path], note)
     return path
-
-
-def environment() -> Environment:
-    """Return what renders the pages, whose templates lie beside this module."""
-    return Environment(
-        loader=PackageLoader("ppr_core.reporting", ""),
-        autoescape=select_autoescape(default=True),
-        undefined=StrictUndefined,
-    )
 
 
 def keep(store: Store, experiment: str, mark: str, files: Iterable[Path], note: str) -> None:
