@@ -159,7 +159,7 @@ def test_the_page_has_a_row_a_submission_and_needs_nothing_beside_itself(tmp_pat
     assert "<b>bold" not in page and "javascript:" not in page, "a name or a link runs code"
     assert not re.search(r'(src|href)="(?!https://example)', page), "it loads something"
     assert 'class="grey"' in page, "an inadmissible cell is not marked"
-    assert re.search(r'stroke="#c0392b"', page), "the curve is missing"
+    assert "stroke: var(--red)" in page, "the curve is missing"
 
 
 def test_what_is_not_purified_has_dashes(tmp_path):
