@@ -11,7 +11,7 @@ SEEN = {
     "retuning": "ASR and C-Acc by epoch of RA; epoch 0 is the purified model.",
     "budget": "QRA over the budget, and perturbations that know nothing of the backdoor.",
     "rivals": "What each way to wake a backdoor reaches.",
-    "transfer": "A perturbation learnt on one purified model, used on the others.",
+    "transfer": "A perturbation learnt on the model of one defense, used on the others.",
     "clean_error": "Clean error on the way from the backdoored to each purified model.",
     "connection": "Backdoor error on the way from each purified model to EP's.",
     "paths": "Backdoor error on the way back from PAM's models, over rho.",
@@ -44,6 +44,8 @@ def caption(figure: str, evidence: Evidence) -> str:
         return "PAM over rho. " + _over_rho(evidence)
     if name == "trade_off":
         return "C-Acc lost and P-ASR. " + _trade_off(evidence)
+    if name.startswith("figure_"):
+        return f"The paper's Figure {int(name.removeprefix('figure_'))}, from these runs."
     return SEEN.get(name, name.replace("_", " "))
 
 

@@ -28,7 +28,7 @@ BOTH = ["badnet", "blended"]
 BASELINES = ["clean", "ep", "anp", "anp_oracle", "ibau", "ft_sam", "fst", "bti"]
 TITLES = {
     1: "RA: ASR before and after, mean over attacks",
-    2: "QRA on purified models and on a clean one",
+    2: "QRA on the defenses' models and on a clean one",
     3: "QRA learnt on one model, used on another, mean over attacks",
     4: "Backdoor error on the way to the purified model, mean over attacks",
     5: "Backdoor error on the way from each defense to EP",
