@@ -38,7 +38,7 @@ def trial(name, images):
 
     def loss(pixels, labels):
         value = torch.nn.functional.cross_entropy(model(pixels), labels)
-        losses.append(float(value))
+        losses.append(float(value.detach()))
         return value
 
     start = time.process_time()
