@@ -1,5 +1,5 @@
 """Train every architecture for one epoch on real images: `python -m tests.benchmarks.architectures
-TREE CSV [NAME ...]`.
+TREE CSV [NAME ...] [--images N]`.
 
 TREE is an ImageFolder tree of CIFAR-10. Widths are those of the registry; ConvNeXt and ViT start at
 random, without ImageNet weights, and ViT, which sees 224 pixels, takes fewer images. A row tells
@@ -26,13 +26,13 @@ IMAGES, FEWER = 4000, {"vit_b_16": 256, "densenet161": 1000}
 RECIPE = {"epochs": 1, "lr": 0.01, "weight_decay": 5e-4, "batch_size": 32}
 
 
-def trial(name, images):
-    """Return the row of one network."""
+def trial(name, images, count):
+    """Return the row of one network, trained on so many images."""
     spec = from_registry(MODELS, name, "model")
     if hasattr(spec, "pretrained"):
         spec = spec.replace(pretrained=False)
     model = spec.build(images.train.num_classes, seed=0)
-    train = images.train.spread(FEWER.get(name, IMAGES))
+    train = images.train.spread(count)
     test = images.test.spread(min(1000, len(train)))
     before, losses = clean_accuracy(model, test), []
 
@@ -63,12 +63,13 @@ def main():
     parser.add_argument("tree", type=Path)
     parser.add_argument("csv", type=Path)
     parser.add_argument("names", nargs="*", default=list(MODELS))
+    parser.add_argument("--images", type=int, help=f"of each; default: {IMAGES}, or {FEWER}")
     asked = parser.parse_args()
     asked.csv.parent.mkdir(parents=True, exist_ok=True)
     wanted = {"name": "folder", "path": str(asked.tree.absolute())}
     images = load(wanted, asked.csv.absolute().parent)
     for name in asked.names:
-        row = trial(name, images)
+        row = trial(name, images, asked.images or FEWER.get(name, IMAGES))
         print(row, flush=True)
         new = not asked.csv.exists()
         with asked.csv.open("a", newline="") as file:
