@@ -1,6 +1,7 @@
 """Where stages run: in this process, or on Ray (one GPU, many GPUs, many machines)."""
 
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from typing import Literal
@@ -93,7 +94,7 @@ def run(
             run = None if here or reason else lab.store.find(stage.key)
             bar.end(stage, reason, run.data.metrics["seconds"] if run else None)
 
-        with turns.Workers(plan, lab.store, waiting, since, workers - 1):
+        with turns.Workers(plan, lab.store, waiting, since, workers - 1, bar.end):
             return turns.compute(waiting, lab, since, bar.begin, end)
     finally:
         lab.report = None
@@ -143,6 +144,8 @@ class _Bar:
         )
         self.done = 0.0
         self.clock = 0.0
+        self.told: set[str] = set()
+        self.lock = threading.Lock()  # workers tell of their stages from threads
 
     def begin(self, stage: Stage) -> None:
         """Show which stage runs."""
@@ -157,7 +160,16 @@ class _Bar:
         self.bar.set_description_str(f"{stage.name} · epoch {len(history)}/{epochs}")
 
     def end(self, stage: Stage, reason: str | None, seconds: float | None = None) -> None:
-        """Say that a stage is through, how it went, and what it took if not the time until now."""
+        """Say that a stage is through, how it went, and what it took if not the time until now.
+
+        Only once: of a worker's stage both it and, later, this process would tell.
+        """
+        with self.lock:
+            if stage.key not in self.told:
+                self.told.add(stage.key)
+                self._end(stage, reason, seconds)
+
+    def _end(self, stage: Stage, reason: str | None, seconds: float | None) -> None:
         self.done += self.weights[stage.key]
         if seconds is None and self.clock:
             seconds = time.perf_counter() - self.clock

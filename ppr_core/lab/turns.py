@@ -29,6 +29,7 @@ Failures = dict[str, str]
 FAILURES = (ConfigError, DataError, RuntimeError)
 LOOK_EVERY_S = 0.2  # while others compute all that could be computed now
 PATIENCE_S = 10.0  # from the end of a study to that of its workers by force
+TOLD = "stage: "  # how a worker's lines begin that are for who started it
 MEMORY = 2 * 2**30  # bytes that a worker needs: libraries, data, a small model
 
 
@@ -112,15 +113,25 @@ class Workers:
         stages: what is to be computed.
         since: see `compute`.
         count: of further processes.
+        end: called from a thread with a stage that one of them has computed, why it failed, or
+            None, and the seconds that it took.
     """
 
     def __init__(
-        self, plan: Plan, store: Store, stages: Sequence[Stage], since: int, count: int
+        self,
+        plan: Plan,
+        store: Store,
+        stages: Sequence[Stage],
+        since: int,
+        count: int,
+        end: Callable[[Stage, str | None, float], None],
     ) -> None:
         task = {"study": plan.study.model_dump(), "folder": str(store.folder), "since": since}
         self.line = json.dumps({**task, "keys": [stage.key for stage in stages]}) + "\n"
-        self.count = count
+        self.count, self.end = count, end
+        self.stages = {stage.key: stage for stage in stages}
         self.processes: list[subprocess.Popen[str]] = []
+        self.listeners: list[threading.Thread] = []
 
     def __enter__(self) -> Self:
         program = "from ppr_core.lab import turns; raise SystemExit(turns.main())"
@@ -128,11 +139,15 @@ class Workers:
             process = subprocess.Popen(
                 [sys.executable, "-c", program],
                 stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
                 text=True,
                 env=importing(),
             )
             self.processes.append(process)
+            self.listeners.append(
+                threading.Thread(target=self._listen, args=[process], daemon=True)
+            )
+            self.listeners[-1].start()
             if process.stdin:  # it stays open: its end tells a worker that this process has ended
                 process.stdin.write(self.line)
                 process.stdin.flush()
@@ -150,6 +165,15 @@ class Workers:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        for listener in self.listeners:
+            listener.join(PATIENCE_S)
+
+    def _listen(self, process: "subprocess.Popen[str]") -> None:
+        """Pass on what a worker says, until it ends."""
+        for line in process.stdout or ():
+            if line.startswith(TOLD):
+                key, reason, seconds = json.loads(line.removeprefix(TOLD))
+                self.end(self.stages[key], reason, seconds)
 
 
 def main() -> int:
@@ -162,7 +186,17 @@ def main() -> int:
         set_threads(plan.device)
         stages = [stage for stage in plan.stages() if stage.key in task["keys"]]
         lab = Lab(Store(Path(task["folder"])))
-        compute(stages, lab, task["since"], lambda stage: None, lambda *told: None)
+        began: dict[str, float] = {}
+
+        def begin(stage: Stage) -> None:
+            began[stage.key] = time.perf_counter()
+
+        def end(stage: Stage, reason: str | None, here: bool) -> None:
+            if here:
+                seconds = time.perf_counter() - began[stage.key]
+                print(TOLD + json.dumps([stage.key, reason, seconds]), flush=True)
+
+        compute(stages, lab, task["since"], begin, end)
     return 0
 
 
