@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from ppr_core.reactivation.gates import Gates
+from ppr_core.reporting import claims
 from ppr_core.reporting.claims.base import CIFAR10, EVERY, MAIN
 from ppr_core.reporting.evidence import BASELINES, Evidence
 from ppr_core.reporting.rules import threshold
@@ -227,6 +228,13 @@ def test_a_lost_accuracy_is_no_evidence_but_of_what_it_costs_and_is_counted():
     assert "bti/badnet: it lost more than 10 points of C-Acc (1 row)" in found.left_out
     assert verdict(45, of(none=BACKDOORED, pam={**PAM, "o_c_acc": 75.0})).verdict == "no"
     assert threshold("lost") == Gates().lost
+
+
+def test_a_claim_without_a_purified_model_says_so():
+    found = verdict(46, of(pam=UNPURIFIED))
+    assert found.left_out == "1 of 1 rows, not purified (worst O-ASR pam/badnet 99.0)"
+    frame = claims.board([found])
+    assert frame["ours"].item().startswith("needs ") and frame["left out"].item()
 
 
 def test_pam_is_not_judged_at_another_rho_where_it_is_withheld_at_the_papers():

@@ -11,7 +11,7 @@ from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import Store
 from ppr_core.reporting import results
 from ppr_core.reporting.claims import pam, paths, query, retuning, setting
-from ppr_core.reporting.claims.base import Claim, leaving
+from ppr_core.reporting.claims.base import Claim, awake, leaving
 from ppr_core.reporting.claims.grades import graded
 from ppr_core.reporting.evidence import FRAMES, LOST, Evidence
 from ppr_core.reporting.rules import rules
@@ -133,6 +133,7 @@ def judge(claim: Claim, evidence: Evidence) -> Verdict:
     answer = claim.test(here) if len(here.cells) else None
     left = evidence.left_out(claim.scope, claim.names, any_accuracy=claim.accuracy)
     if answer is None:
+        left += filter(None, [awake(here.of(claim.names, "o_asr"))])
         return Verdict(**about, verdict=NOT_TESTED, left_out="; ".join(left))
     if answer.status == "holds" and _lost(claim, evidence):
         answer = replace(answer, status="open")

@@ -33,7 +33,8 @@ from ppr_core.reporting.rules import Limits, bounds, threshold, within
 
 # Form -> the models without the backdoor that count. Where EP is the surrogate, the clean model;
 # where that was the surrogate, its low score is trained in: the one that no generator saw, and EP.
-CONTROLS = {"qe": ("clean",), "q": ("unseen", "ep")}
+ENDS = {"qe": ("clean",), "q": ("unseen", "ep")}
+CONTROLS = {form: f"{form}_{ends[0]}" for form, ends in ENDS.items()}  # what figures show
 ROWS = {"qe": "qra, eq. 2", "q": "qra"}  # what the points of a form are called
 MODELS = {"clean": "the clean model", "unseen": "the unseen clean model", "ep": "EP"}
 WHERE = Scope(
@@ -53,7 +54,7 @@ def _in_both_forms(ask: Asked, *, controlled: bool = False) -> Test:
 
     def test(e: Evidence) -> Answer | None:
         found = {}
-        for form, ends in CONTROLS.items():
+        for form, ends in ENDS.items():
             control = [f"{form}_{ends[0]}_{what}_asr" for what in "cp"] if controlled else []
             found[form] = ask(e, e.baselines("o_asr", f"{form}_p_asr", *control), form)
         paper, authors = found["qe"], found["q"]
@@ -110,7 +111,7 @@ def _control(e: Evidence, rows: pd.DataFrame, form: str) -> Answer | None:
 
 def _ends(rows: pd.DataFrame, form: str) -> dict[str, str]:
     """Return the controls of a form that were scored, with their names."""
-    scored = [end for end in CONTROLS[form] if rows.get(f"{form}_{end}_p_asr") is not None]
+    scored = [end for end in ENDS[form] if rows.get(f"{form}_{end}_p_asr") is not None]
     return {end: MODELS[end] for end in scored if rows[f"{form}_{end}_p_asr"].notna().any()}
 
 
