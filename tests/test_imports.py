@@ -63,6 +63,7 @@ LAB = [
 ]
 REPORTING = [
     "reporting.setting",
+    "reporting.rules",
     "reporting.checks",
     "reporting.results",
     "reporting.victims",

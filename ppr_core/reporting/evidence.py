@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from ppr_core.lab.graph import CLEAN, NO_DEFENSE
 from ppr_core.reactivation.gates import Gates
 from ppr_core.reporting.checks import MARK
 from ppr_core.reporting.results import PURIFIED_BELOW
-from ppr_core.reporting.setting import PAPER, SMALLER, level_of, paper_rho, with_scale
+from ppr_core.reporting.rules import Limits, threshold
+from ppr_core.reporting.setting import DEFENSE, PAPER, SMALLER, level_of, paper_rho, with_scale
 
 # The paper's baselines. It chooses ANP's threshold by test ASR, as `anp_oracle` does.
 BASELINES = ["anp_oracle", "ibau", "ft_sam", "fst", "bti"]
@@ -21,8 +23,8 @@ SETTING = ["dataset", "model", "poison_rate"]
 CELL = [*SETTING, "attack", "defense"]
 Place = tuple[str | float | None, ...]  # dataset, model, poison rate
 FRAMES = ("queries", "transfers", "paths", "histories")
-CONFIDENCE = 0.95
-IMPLANTED = 50.0  # ASR (%) of a backdoored model from which claims are judged by what purifies it
+CONFIDENCE = threshold("confidence")
+LOST = "it lost more than"
 
 
 @dataclass(frozen=True)
@@ -40,35 +42,52 @@ class Evidence:
     histories: pd.DataFrame = field(default_factory=pd.DataFrame)
     further: pd.DataFrame = field(default_factory=pd.DataFrame)
 
-    def done(self) -> pd.DataFrame:
-        """Return what claims are judged by: the finished cells but those that are withheld."""
-        rows = self._finished()
-        return rows[withheld(rows) == ""].reset_index(drop=True)
+    def done(self, *, any_accuracy: bool = False) -> pd.DataFrame:
+        """Return what claims are judged by: the finished cells but those that are withheld.
 
-    def left_out(self, scope: "Scope") -> list[str]:
-        """Say which cells of a claim's settings it is not judged by, and why."""
-        rows = self._finished()
-        why = withheld(rows)
+        Args:
+            any_accuracy: keep models that lost their accuracy, for a claim about just that.
+        """
+        rows = self.finished
+        return rows[self.why[any_accuracy] == ""].reset_index(drop=True)
+
+    def left_out(
+        self, scope: "Scope", names: Sequence[str] = (), *, any_accuracy: bool = False
+    ) -> list[str]:
+        """Say which cells of a claim's settings and defenses it is not judged by, and why."""
+        rows, why = self.finished, self.why[any_accuracy]
         rows = scope.choose(rows.assign(why=why)[why != ""]) if len(rows) else rows
-        if not len(rows):
-            return []
-        names = rows["defense"] + "/" + rows["attack"]
-        said = {text: ", ".join(dict.fromkeys(part)) for text, part in names.groupby(rows["why"])}
-        return [f"{cells}: {text}" for text, cells in said.items()]
+        rows = rows[rows["defense"].isin([*names, *HONEST])] if names and len(rows) else rows
+        said = []
+        for text, part in rows.groupby("why") if len(rows) else ():
+            cells = ", ".join(dict.fromkeys(part["defense"] + "/" + part["attack"]))
+            said.append(f"{cells}: {text} ({len(part)} row{'s' * (len(part) != 1)})")
+        return said
 
-    def _finished(self) -> pd.DataFrame:
-        """Return the finished cells of all studies, each once, with a level of their setting."""
+    @cached_property
+    def why(self) -> dict[bool, pd.Series]:
+        """Why cells are withheld, by whether models that lost their accuracy are not."""
+        return {kept: withheld(self.finished, any_accuracy=kept) for kept in (False, True)}
+
+    @cached_property
+    def finished(self) -> pd.DataFrame:
+        """The finished cells of all studies, each once, with a level of their setting.
+
+        `stands` says which of PAM's rho stands for it, before any row is withheld: one that is
+        must not be replaced by another rho.
+        """
         rows = pd.concat([self.cells.assign(own=True), self.further.assign(own=False)])
         if not len(rows):
             return rows
         rows = rows[(rows["status"] == "done") & (rows["attack"] != "none")]
         rows = with_scale(rows)
         same = [*CELL, "seed", "rho", "ra_poisons", "scale"]
-        return rows.drop_duplicates([c for c in same if c in rows]).reset_index(drop=True)
+        rows = rows.drop_duplicates([c for c in same if c in rows]).reset_index(drop=True)
+        return rows.assign(stands=rows.index.isin(at_paper_rho(rows).index))
 
-    def at(self, scope: "Scope") -> "Evidence":
+    def at(self, scope: "Scope", *, any_accuracy: bool = False) -> "Evidence":
         """Return what counts for a claim about some settings: see `Scope`."""
-        rows = scope.choose(self.done())
+        rows = scope.choose(self.done(any_accuracy=any_accuracy))
         chosen = {"cells": rows.drop(columns="own", errors="ignore"), "further": pd.DataFrame()}
         for name in FRAMES:
             frame = getattr(self, name)
@@ -180,6 +199,8 @@ class Scope:
 def at_paper_rho(rows: pd.DataFrame) -> pd.DataFrame:
     """Keep of PAM's rows, cell by cell, those at the paper's rho, else those at the largest."""
     pam = rows["defense"] == "pam"
+    if "stands" in rows:  # known since before rows were left out
+        return rows[~pam | rows["stands"].astype(bool)]
     if not pam.any() or "rho" not in rows:
         return rows
     rho = rows["rho"].astype(float)
@@ -197,30 +218,60 @@ def purified(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["o_asr"].astype(float) <= PURIFIED_BELOW]
 
 
-def withheld(rows: pd.DataFrame) -> pd.Series:
+def withheld(rows: pd.DataFrame, *, any_accuracy: bool = False) -> pd.Series:
     """Say of each cell why no claim is judged by it; empty where one may be.
 
     A defense is not judged where it doubts its own inversion, nor on an attack that did not
-    implant. What is wrong with a control or costs accuracy is what some claims are about: it stays.
+    implant, nor where it has lost its accuracy. What is wrong with a control stays: it is what
+    some claims are about.
+
+    Args:
+        rows: of all studies.
+        any_accuracy: judge models that lost their accuracy, too.
     """
     why = pd.Series("", rows.index, dtype=object)
     if not len(rows):
         return why
+    victims = _victims(rows)
+    defended = ~rows["defense"].isin([NO_DEFENSE, CLEAN])
+    if "o_c_acc" in rows and not any_accuracy:
+        lost = victims["o_c_acc"] - rows["o_c_acc"].astype(float)
+        most = threshold("lost")
+        why[defended & (lost > most)] = f"{LOST} {most:g} points of C-Acc"
     check = Gates()
     if "warnings" in rows:
         told = rows["warnings"].fillna("").astype(str).str.split(MARK, regex=False)
         why[[bool(check.doubted(texts)) for texts in told]] = "it doubts its own inversion"
-    places = [c for c in (*SETTING, "attack", "seed", "scale") if c in rows]
-    victims = rows[rows["defense"] == NO_DEFENSE].groupby(places)["o_asr"].min()
-    faint = {*victims[victims.astype(float) < IMPLANTED].index}
-    on_faint = pd.Series([tuple(place) in faint for place in rows[places].to_numpy()], rows.index)
-    why[on_faint & ~rows["defense"].isin([NO_DEFENSE, CLEAN])] = "the attack did not implant"
+    why[defended & (victims["o_asr"] < threshold("implanted"))] = "the attack did not implant"
     return why
 
 
-def by_seed(rows: pd.DataFrame, column: str) -> pd.Series:
-    """Return a column's mean of each seed: the unit of every interval."""
-    return rows.groupby("seed")[column].mean().dropna()
+def _victims(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return beside each cell the O-ASR and C-Acc of its backdoored model, where it is there."""
+    scale = rows["scale"] if "scale" in rows else pd.Series("", rows.index)
+    bare = ["; ".join(p for p in s.split("; ") if DEFENSE not in p) for s in scale]
+    places = [c for c in (*SETTING, "attack", "seed") if c in rows]
+    figures = [c for c in ("o_asr", "o_c_acc") if c in rows]
+    table = rows.assign(scale=bare)[[*places, "scale", "defense", *figures]]
+    table = table.astype(dict.fromkeys(figures, float))
+    found = table[table["defense"] == NO_DEFENSE].groupby([*places, "scale"])[figures].min()
+    beside = table.drop(columns=figures).join(found, on=[*places, "scale"])
+    return beside.reindex(columns=["o_asr", "o_c_acc"])
+
+
+def by_seed(rows: pd.DataFrame, column: str, cells: Sequence[str] = (*CELL, "rho")) -> pd.Series:
+    """Return a column's mean over cells of each seed, the unit of every interval.
+
+    Of seeds that have all of the cells: others would be a mean of something else. Where no seed
+    has, there is one mean, of all.
+    """
+    places = [name for name in cells if name in rows]
+    cell = rows.groupby(places, dropna=False).ngroup() if places else pd.Series(0, rows.index)
+    table = rows.assign(_cell=cell).pivot_table(index="seed", columns="_cell", values=column)
+    whole = table.dropna()
+    if len(whole) or not len(table):
+        return whole.mean(axis=1)
+    return pd.Series([table.mean().mean()])
 
 
 @dataclass(frozen=True)
@@ -243,12 +294,16 @@ class Span:
         reach *= values.std(ddof=1) / np.sqrt(len(values))
         return cls(mean, mean - float(reach), mean + float(reach), len(values))
 
-    def against(self, low: float, high: float) -> str:
-        """Return "holds" inside [low, high], "fails" outside, "open" across a bound."""
-        ends = (self.mean, self.mean) if self.seeds < 2 else (self.low, self.high)
-        if low <= ends[0] and ends[1] <= high:
-            return "holds"
-        return "fails" if ends[1] < low or ends[0] > high else "open"
+    def against(self, limits: Limits) -> str:
+        """Return "holds" inside the limits, "fails" outside, "open" across one of them."""
+        least, most = (self.mean, self.mean) if self.seeds < 2 else (self.low, self.high)
+        if limits.strict:
+            inside = limits.low < least and most < limits.high
+            outside = most <= limits.low or least >= limits.high
+        else:
+            inside = limits.low <= least and most <= limits.high
+            outside = most < limits.low or least > limits.high
+        return "holds" if inside else "fails" if outside else "open"
 
     def __str__(self) -> str:
         if self.seeds < 2:

@@ -1,4 +1,4 @@
-"""What foretells P-ASR: regressions over purified models, seeds and attacks as clusters."""
+"""What foretells P-ASR: regressions over purified models, each victim with a level of its own."""
 
 import warnings
 from collections.abc import Sequence
@@ -10,13 +10,17 @@ import statsmodels.api as sm
 
 from ppr_core.lab.graph import CLEAN, NO_DEFENSE
 from ppr_core.reporting.evidence import CONFIDENCE, SETTING, at_paper_rho, purified
+from ppr_core.reporting.rules import threshold
 
 HELD = ("distance", "barrier")  # what a further figure has to explain more than
-SAME = 0.95  # R2 of a further figure by those, from which it is none of its own
+SAME = threshold("same")  # R2 of a further figure by those, from which it is none of its own
 PREDICTORS = ("distance", "path_distance", "barrier", "t_star")
 # Batch-norm statistics along the path -> how the columns of its figures begin.
 STATISTICS = {"as they are": "", "recalibrated": "rc_"}
-LEAST = 3  # clusters, and models more than coefficients, from which there is an interval
+EXACT = "ep"
+LEAST = int(
+    threshold("clusters")
+)  # victims, and models more than coefficients, from which there is an interval
 COLUMNS = [
     "who",
     "statistics",
@@ -38,10 +42,11 @@ def explained(rows: pd.DataFrame) -> pd.DataFrame:
     Each figure is that of the path with batch-norm statistics as they are, and recalibrated at
     every point, where the study has both; the distance of the ends is one and the same.
 
-    Purified models only; of PAM's rho grid only the one that the paper takes (the others start
-    from the same backdoored model and inverted trigger); with PAM and without it. Errors are
-    clustered by seed and attack; with fewer than three of either by victim, a seed's model of one
-    attack. With fewer than three victims there is no interval.
+    Purified models only, without EP and what else an oracle made; of PAM's rho grid only the one
+    that the paper takes (the others start from the same backdoored model and inverted trigger);
+    with PAM and without it. Each victim, a seed's model of one attack, has a level of its own
+    (fixed effects), and errors are clustered by it: what a whole attack does is no explanation.
+    With fewer than three victims there is no interval.
 
     Args:
         rows: `results.cells` of a study that measures "path".
@@ -50,12 +55,27 @@ def explained(rows: pd.DataFrame) -> pd.DataFrame:
     for who in ("with PAM", "without PAM"):
         for statistics, name in product(STATISTICS, PREDICTORS):
             column = STATISTICS[statistics] + name
-            done = _models(rows, column)
-            done = done if who == "with PAM" else done[done["defense"] != "pam"]
-            if len(done) >= 2 + LEAST and done[column].nunique() > 1:
+            done = fitted(rows, name, who, statistics)
+            victims = _victims(done)
+            free = len(done) - victims.nunique() - 1
+            done = _levelled(done, victims, ["p_asr", column]) if len(done) else done
+            if free >= LEAST and _varies(done[column]):
                 about = {"who": who, "statistics": statistics, "predictor": name}
                 found.append({**about, **_fit(done, column)})
     return pd.DataFrame(found, columns=COLUMNS)
+
+
+def fitted(rows: pd.DataFrame, name: str, who: str, statistics: str) -> pd.DataFrame:
+    """Return the models that a fit of `explained` is about."""
+    done = _models(rows, STATISTICS[statistics] + name)
+    done = done[~by_oracle(done)]
+    return done if who == "with PAM" else done[done["defense"] != "pam"]
+
+
+def by_oracle(rows: pd.DataFrame) -> pd.Series:
+    """Say which models EP and other oracles made: these are to be explained by no defense."""
+    known = rows["oracle"].astype(bool) if "oracle" in rows else False
+    return (rows["defense"] == EXACT) | known
 
 
 def beyond(rows: pd.DataFrame, name: str = "existence") -> pd.DataFrame:
@@ -76,6 +96,7 @@ def beyond(rows: pd.DataFrame, name: str = "existence") -> pd.DataFrame:
     rows = rows[rows["checks"] == ""] if "checks" in rows else rows
     for who in ("with PAM", "without PAM"):
         done = _models(rows, *HELD, name)
+        done = done[~by_oracle(done)]
         done = done if who == "with PAM" else done[done["defense"] != "pam"]
         victims = _victims(done)
         done = _levelled(done, victims, ["p_asr", name, *HELD])
@@ -120,8 +141,8 @@ def asleep(rows: pd.DataFrame) -> list[str]:
             )
         else:
             lines.append(
-                f"{attack}: {len(done)} purified models are too few for a correlation or the "
-                f"regression above, which take {2 + LEAST}."
+                f"{attack}: {len(done)} purified models are too few for a rank correlation, which "
+                f"takes {2 + LEAST}."
             )
     return lines
 
@@ -176,28 +197,23 @@ def _models(rows: pd.DataFrame, *names: str) -> pd.DataFrame:
     return purified(rows.dropna(subset=needed))
 
 
-def _fit(rows: pd.DataFrame, name: str, held: Sequence[str] | None = None) -> dict[str, object]:
+def _fit(rows: pd.DataFrame, name: str, held: Sequence[str] = ()) -> dict[str, object]:
     """Regress P-ASR on a figure, with others beside it; the slope is the figure's own.
 
     Args:
-        rows: one a model.
+        rows: one a model, each victim with its level taken off.
         name: of the figure.
-        held: the others, of rows in which each victim has its level; these are clustered by victim.
+        held: the others.
     """
-    groups, by = _clusters(rows)
-    if held is not None:
-        groups, by = _victims(rows).to_numpy()[:, None], "victim"
-    model = sm.OLS(
-        rows["p_asr"].to_numpy(), sm.add_constant(rows[[name, *(held or ())]].to_numpy())
-    )
+    groups = _victims(rows).to_numpy()
+    model = sm.OLS(rows["p_asr"].to_numpy(), sm.add_constant(rows[[name, *held]].to_numpy()))
     plain = model.fit()
-    counts = [len(np.unique(column)) for column in groups.T]
+    victims = len(np.unique(groups))
     low = high = float("nan")
-    if min(counts) >= LEAST:
+    if victims >= LEAST:
         with warnings.catch_warnings():  # few clusters: that is what the t with few degrees is for
             warnings.simplefilter("ignore")
-            grouped = {"groups": groups if groups.shape[1] > 1 else groups[:, 0]}
-            fit = model.fit(cov_type="cluster", cov_kwds=grouped, use_t=True)
+            fit = model.fit(cov_type="cluster", cov_kwds={"groups": groups}, use_t=True)
             low, high = fit.conf_int(1 - CONFIDENCE)[1]
     return {
         "slope": float(plain.params[1]),
@@ -205,19 +221,9 @@ def _fit(rows: pd.DataFrame, name: str, held: Sequence[str] | None = None) -> di
         "high": float(high),
         "r2": float(plain.rsquared),
         "models": len(rows),
-        "clusters": " x ".join(map(str, counts)),
-        "by": by,
+        "clusters": victims,
+        "by": "victim",
     }
-
-
-def _clusters(rows: pd.DataFrame) -> tuple[np.ndarray, str]:
-    """Return each model's clusters as numbers, a column a way to cluster, and their name."""
-    settings = [name for name in (*SETTING, "attack") if name in rows]
-    seeds = rows.groupby("seed").ngroup().to_numpy()
-    attacks = rows.groupby(settings).ngroup().to_numpy()
-    if min(len(np.unique(seeds)), len(np.unique(attacks))) >= LEAST:
-        return np.column_stack([seeds, attacks]), "seed and attack"
-    return _victims(rows).to_numpy()[:, None], "victim"
 
 
 def _victims(rows: pd.DataFrame) -> pd.Series:

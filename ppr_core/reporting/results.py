@@ -12,6 +12,7 @@ from ppr_core.lab.measures import MEASURES, Column, Measure
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import Store
 from ppr_core.reporting import checks, setting
+from ppr_core.reporting.rules import threshold
 
 # Of the defenses of a study, in its order: the same in every figure and chart.
 COLOURS = (
@@ -29,8 +30,8 @@ WITHIN = {column.name for cls in MEASURES.values() if not cls.across for column 
 APART = "not in this basin"
 FIGURES = [column.name for column in MEASURES["retuning"].columns]
 
-PURIFIED_BELOW = 15.0  # O-ASR (%) up to which a model counts as purified
-WOKEN_BY = 20.0  # rise of ASR (points) under RA from which a backdoor counts as woken
+PURIFIED_BELOW = threshold("purified")  # O-ASR (%) up to which a model counts as purified
+WOKEN_BY = threshold("woken")  # rise of ASR (points) under RA from which it counts as woken
 
 
 def cells(plan: Plan, store: Store) -> pd.DataFrame:

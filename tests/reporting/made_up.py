@@ -4,6 +4,7 @@ import pandas as pd
 
 from ppr_core.reporting.claims import CLAIMS, judge
 from ppr_core.reporting.evidence import BASELINES, Evidence
+from ppr_core.reporting.setting import paper_rho
 
 ROW = {
     "dataset": "cifar10",
@@ -75,7 +76,7 @@ def along(*lines, rows=None):
 def asked(*points, **by_defense):
     """Evidence of perturbations: (defense, perturbation, P-ASR, C-ASR) at the largest budget."""
     frame = pd.DataFrame(points, columns=["defense", "perturbation", "p_asr", "c_asr"])
-    frame = frame.assign(attack="badnet", seed=0)
+    frame = frame.assign(attack="badnet", seed=0, scored="self")
     weaker = frame.assign(eps=0.0, p_asr=0.0, c_asr=0.0)
     frame = pd.concat([frame.assign(eps=16 / 255), weaker], ignore_index=True)
     return Evidence(cells(**(by_defense or ALL)), queries=frame)
@@ -116,12 +117,38 @@ def at_rate(rate, rows, **at):
     return spanning(cells(**ALL), cells(at={"poison_rate": rate, **at}, **rows))
 
 
-def everywhere(*by_setting, column="p_asr"):
+def everywhere(*by_setting, column="p_asr", **more):
     """Four studies: a second rate, a second model, a second data set."""
     changes = [{}, {"poison_rate": 0.01}, {"model": "resnet50"}]
     changes.append({"dataset": "cifar100", **IMAGENET})
     pairs = zip(changes, by_setting, strict=False)
-    return spanning(*(cells(at=at, **all_with(**{column: value})) for at, value in pairs))
+    return spanning(*(cells(at=at, **all_with(**{column: value, **more})) for at, value in pairs))
+
+
+def whole(settings, seeds=3, **rows):
+    """Several seeds of the same cells in each setting, against all attacks of the paper's tables.
+
+    PAM's rho of 0.9 becomes the paper's.
+    """
+    names = ("dataset", "model", "poison_rate")
+    made = []
+    for place in settings:
+        few = place[0] != "cifar10" or place[2] == 0.01
+        for attack in ("badnet", "blended", "ssba", "lc")[: 3 if few else 4]:
+            rho = paper_rho(place[0], attack)
+            own = {
+                who: {**what, "rho": rho} if who == "pam" and what["rho"] == 0.9 else what
+                for who, what in rows.items()
+            }
+            at = {**dict(zip(names, place, strict=True)), "attack": attack}
+            made.append(cells(at=at, seeds=seeds, **own))
+    return Evidence(pd.concat(made, ignore_index=True))
+
+
+def attacks(**by_attack):
+    """Cells of several attacks: attack -> {defense: columns}."""
+    made = [cells(at={"attack": attack}, **rows) for attack, rows in by_attack.items()]
+    return pd.concat(made, ignore_index=True)
 
 
 ALL = dict.fromkeys(BASELINES, 90.0)

@@ -14,6 +14,7 @@ from tests.reporting.made_up import (
     all_with,
     along,
     asked,
+    attacks,
     cells,
     grid,
     line,
@@ -27,12 +28,6 @@ AWAKE = {"o_asr": 97.0, "p_asr": 99.0}  # never purified
 HALF = {"o_asr": 16.0, "q_p_asr": 99.0}  # lifted high, but not purified
 PURIFIED_ROWS = {"badnet": 0.9, "blended": 0.5, "ssba": 0.5, "lc": 0.9}
 REFUTED, UNTESTED = ("no", "fails", "open"), ("not tested",)
-
-
-def attacks(**by_attack):
-    """Cells of several attacks: attack -> {defense: columns}."""
-    made = [cells(at={"attack": attack}, **rows) for attack, rows in by_attack.items()]
-    return pd.concat(made, ignore_index=True)
 
 
 def one_rho():

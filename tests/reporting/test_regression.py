@@ -8,7 +8,7 @@ from ppr_core.reporting.evidence import Evidence
 from ppr_core.reporting.regression import beyond, explained, sentences
 from tests.reporting.made_up import ROW, verdict
 
-WHO = ["ep", "anp_oracle", "ibau", "ft_sam", "fst", "bti"]
+WHO = ["anp", "nad", "ibau", "ft_sam", "fst", "bti"]
 
 
 def models(slope=-3.0, noise=2.0, attacks=("badnet", "blended", "ssba"), seeds=3, rng=0):
@@ -36,7 +36,7 @@ def test_the_slope_is_found_with_its_interval():
     found = fit(models())
     assert found["slope"] == pytest.approx(-3, abs=0.2)
     assert found["low"] < -3 < found["high"] < 0
-    assert (found["models"], found["clusters"], found["by"]) == (54, "3 x 3", "seed and attack")
+    assert (found["models"], found["clusters"], found["by"]) == (54, 9, "victim")
     assert abs(fit(models(), "distance")["slope"]) < 15
     assert fit(models(), "barrier") is None, "what does not vary explains nothing"
 
@@ -67,6 +67,16 @@ def test_models_that_were_never_purified_make_no_slope():
     assert found["models"] == len(rows)
 
 
+def test_ep_and_oracles_are_explained_by_no_defense():
+    rows = models()
+    far = models(rng=1).assign(p_asr=2.0, path_distance=60.0)
+    exact = far.drop_duplicates(["attack", "seed"]).assign(defense="ep")
+    both = pd.concat([rows, exact], ignore_index=True)
+    assert fit(both)["slope"] == pytest.approx(fit(rows)["slope"])
+    both = both.assign(oracle=both["defense"].isin(["ep", "bti"]))
+    assert fit(both)["models"] == 45
+
+
 def test_pams_rho_grid_counts_once_and_can_be_left_out():
     pam = models(attacks=("badnet",)).assign(defense="pam")
     pam = pam.drop_duplicates(["attack", "seed"])
@@ -81,7 +91,7 @@ def test_errors_of_one_seed_are_not_independent():
     rng = np.random.default_rng(3)
     inside = []
     for turn in range(25):
-        rows = models(noise=0.0, seeds=4, attacks=("badnet", "blended", "ssba", "lc"), rng=turn)
+        rows = models(seeds=4, attacks=("badnet", "blended", "ssba", "lc"), rng=turn)
         errors = rng.normal(0, 9, 4)[rows["seed"]]
         found = fit(rows.assign(p_asr=rows["p_asr"] + errors))
         inside.append(found["low"] <= -3 <= found["high"])

@@ -2,7 +2,7 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -11,14 +11,14 @@ from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import Store
 from ppr_core.reporting import results
 from ppr_core.reporting.claims import pam, paths, query, retuning, setting
-from ppr_core.reporting.claims.base import Answer, Claim, leaving, stands_in
-from ppr_core.reporting.claims.rules import rules
-from ppr_core.reporting.evidence import FRAMES, SETTING, Evidence
-from ppr_core.reporting.setting import OTHER, PAPER, paper_rho, with_settings
+from ppr_core.reporting.claims.base import Claim, awake, leaving
+from ppr_core.reporting.claims.grades import graded
+from ppr_core.reporting.evidence import FRAMES, LOST, Evidence
+from ppr_core.reporting.rules import rules
+from ppr_core.reporting.setting import with_settings
 
 CLAIMS = [*retuning.CLAIMS, *query.CLAIMS, *paths.CLAIMS, *pam.CLAIMS, *setting.CLAIMS]
 GRADES = ("decided", "indicated", "seen", "text")
-ENOUGH = 3  # seeds from which evidence is more than seen
 NOT_TESTED = "not tested"
 ORDER = ("holds", "fails", "open", "yes", "partly", "no")
 WIDTH = 110
@@ -127,60 +127,26 @@ def judge(claim: Claim, evidence: Evidence) -> Verdict:
     if claim.test is None:
         answered = f"answered from the paper's text and tables, not by a run: {words['answer']}"
         return Verdict(**about, verdict=words["verdict"], grade="text", ours=answered)
-    answer = None
-    if len(evidence.cells) or len(evidence.further):
-        here = evidence.at(claim.scope)
-        answer = claim.test(here) if len(here.cells) else None
-        answer = leaving(answer, *evidence.left_out(claim.scope))
-    if answer is None:
+    if not len(evidence.cells) and not len(evidence.further):
         return Verdict(**about, verdict=NOT_TESTED)
-    return Verdict(**about, **_graded(claim, answer))
+    here = evidence.at(claim.scope, any_accuracy=claim.accuracy)
+    answer = claim.test(here) if len(here.cells) else None
+    left = evidence.left_out(claim.scope, claim.names, any_accuracy=claim.accuracy)
+    if answer is None:
+        left += filter(None, [awake(here.of(claim.names, "o_asr"))])
+        return Verdict(**about, verdict=NOT_TESTED, left_out="; ".join(left))
+    if answer.status == "holds" and _lost(claim, evidence):
+        answer = replace(answer, status="open")
+    return Verdict(**about, **graded(claim, leaving(answer, *left), here))
 
 
-def _graded(claim: Claim, answer: Answer) -> dict[str, Any]:
-    """Return verdict, grade and what they rest on."""
-    rows, status = answer.rows, answer.status
-    left = [*answer.left_out, *stands_in(rows), *_other_rho(rows)]
-    grade = "seen"
-    if answer.seeds >= ENOUGH and not _other_rho(rows) and (rows["level"] != OTHER).all():
-        exact = (rows["level"] == PAPER).all() and claim.scope.inside(rows).all()
-        grade = "decided" if exact and not [*stands_in(rows)] else "indicated"
-    inside = claim.scope.inside(rows).any()
-    missing = claim.scope.missing(rows) if inside else []
-    if missing and claim.scope.settings:
-        named = ", ".join(" ".join(f"{p}" for p in place if p is not None) for place in missing)
-        left.append(f"not asked in {named}")
-        if status == "holds" and grade != "seen":
-            status = "open"  # it holds here; the claim is about more
-    scales = [scale for scale in rows["scale"].unique() if scale]
-    if scales:
-        more = f" (and {len(scales) - 1} more)" if len(scales) > 1 else ""
-        left.append(f"at another scale: {min(scales, key=len)}{more}")
-    if answer.seeds < 2:
-        status = {"holds": "yes", "fails": "no"}.get(status, status)
-    keys = [c for c in (*SETTING, "attack", "defense", "rho") if c in rows]
-    return {
-        "verdict": status,
-        "grade": grade,
-        "ours": answer.ours,
-        "seeds": answer.seeds,
-        "cells": len(rows[keys].drop_duplicates()),
-        "left_out": "; ".join(left),
-    }
-
-
-def _other_rho(rows: pd.DataFrame) -> list[str]:
-    """Say where PAM was not run at the paper's rho; a grid has all of its own."""
-    if "rho" not in rows or not (rows["defense"] == "pam").any():
-        return []
-    rows = rows[(rows["defense"] == "pam") & rows["rho"].notna()]
-    found = []
-    for (dataset, attack), part in rows.groupby(["dataset", "attack"]):
-        rho, paper = part["rho"].astype(float), paper_rho(str(dataset), str(attack))
-        if paper not in set(rho) and len(rho):
-            said = "none" if paper is None else f"{paper:g}"
-            found.append(f"PAM at rho {rho.max():g} against {attack} (the paper: {said})")
-    return found
+def _lost(claim: Claim, evidence: Evidence) -> bool:
+    """Tell whether a model of PAM lost its accuracy, so that a claim about PAM is about more."""
+    if "pam" not in claim.names or claim.grid or claim.accuracy:
+        return False
+    rows = evidence.finished
+    lost = (rows["defense"] == "pam") & rows["stands"] & evidence.why[False].str.startswith(LOST)
+    return bool(len(claim.scope.choose(rows[lost])))
 
 
 def board(verdicts: Sequence[Verdict]) -> pd.DataFrame:
@@ -217,11 +183,12 @@ def _wrapped(head: str, number: int, v: Verdict) -> list[str]:
 
 
 def markdown(verdicts: Sequence[Verdict]) -> str:
-    """Return the claims that were answered as a short Markdown table, and their counts."""
+    """Return the claims that were answered as a Markdown table, and their counts."""
     lines = ["| claim | verdict | ours | the paper | its tables |", "|---|---|---|---|---|"]
     tested = [v for v in verdicts if v.grade]
     for v in sorted(tested, key=lambda v: GRADES.index(v.grade)):
         about = f" ({v.rests})" if v.rests else ""
+        about += f". Left out: {v.left_out}" if v.left_out else ""
         said = [f"{v.number}. {v.claim}", f"{v.grade}: {v.verdict}", f"{v.ours}{about}"]
         lines.append(f"| {' | '.join([*said, v.paper, v.tables])} |")
     return "\n".join([f"Rules, version {rules()['version']}. {tally(verdicts)}.", "", *lines])

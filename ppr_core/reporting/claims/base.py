@@ -6,21 +6,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from ppr_core.reporting.claims.rules import bounds, claims, told, tolerance
 from ppr_core.reporting.evidence import (
+    BASELINES,
     CELL,
     HONEST,
-    SETTING,
     Evidence,
     Scope,
     Span,
     by_seed,
     purified,
 )
-
-Limits = tuple[float, float]
+from ppr_core.reporting.rules import Limits, bounds, claims, told
 
 R18, R50, D161, PRE = "resnet18", "resnet50", "densenet161", "resnet18_imagenet"
 MAIN = (("cifar10", R18, 0.05),)  # Table 3
@@ -32,6 +29,7 @@ EVERY = (*CIFAR10, *RARE, *OTHERS)  # Tables 3 to 9
 
 OTHER_SETS = {"dataset": ["cifar100", "tiny_imagenet"]}
 ANYWHERE = Scope()
+ALL = tuple(BASELINES)
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,7 @@ class Answer:
         rows: the cells that they come from.
         seeds: that the weakest figure rests on.
         left_out: what was left out, and why.
+        indirect: whether the paper's own measure is not what they were taken with.
     """
 
     status: str
@@ -51,6 +50,7 @@ class Answer:
     rows: pd.DataFrame
     seeds: int
     left_out: tuple[str, ...] = ()
+    indirect: bool = False
 
 
 Test = Callable[[Evidence], Answer | None]
@@ -64,11 +64,19 @@ class Claim:
         number: as in the list of testable claims; sections A to E.
         scope: the settings that it is about.
         test: the question; None where it is answered from the text and the tables.
+        names: the defenses that it is about: what decides it has all that the paper's table has.
+        attacks: that it is about; empty for those of the paper's table.
+        grid: whether it is about the rho of Table 10.
+        accuracy: whether it is about C-Acc itself, so that models that lost it count.
     """
 
     number: int
     scope: Scope = ANYWHERE
     test: Test | None = None
+    names: tuple[str, ...] = ()
+    attacks: tuple[str, ...] = ()
+    grid: bool = False
+    accuracy: bool = False
 
     @property
     def words(self) -> dict[str, str]:
@@ -78,13 +86,14 @@ class Claim:
 
 def mean_in(rows: pd.DataFrame, column: str, limits: Limits, what: str) -> Answer | None:
     """Ask whether the mean over seeds lies within limits."""
+    rows = rows[rows[column].notna()]
     values = by_seed(rows, column)
     if not len(values):
         return None
     span = Span.of(values)
     worst = _worst_cell(rows, column, limits)
     text = f"{what} {span} ({told(limits)})" + (f"; worst {worst}" if worst else "")
-    return Answer(span.against(*limits), text, rows, span.seeds)
+    return Answer(span.against(limits), text, rows, span.seeds)
 
 
 def _worst_cell(rows: pd.DataFrame, column: str, limits: Limits) -> str:
@@ -95,7 +104,7 @@ def _worst_cell(rows: pd.DataFrame, column: str, limits: Limits) -> str:
     if len(cells) < 2:
         return ""
     worst = int(_outside(cells, limits).argmax())
-    return f"{_name(cells.index[worst])} {cells.iloc[worst]:.1f}"
+    return f"{_name(cells.index[worst], places)}: {cells.iloc[worst]:.1f}"
 
 
 def each_in(
@@ -105,18 +114,24 @@ def each_in(
     rows = rows[rows[column].notna()]
     if not len(rows):
         return None
-    groups = rows.groupby(_places(rows, by), dropna=False)
+    places = _places(rows, by)
+    groups = rows.groupby(places, dropna=False)
     spans = {place: Span.of(by_seed(part, column)) for place, part in groups}
-    found = [span.against(*limits) for span in spans.values()]
-    status = "fails" if "fails" in found else "open" if "open" in found else "holds"
+    found = [span.against(limits) for span in spans.values()]
     means = pd.Series([span.mean for span in spans.values()])
     worst = list(spans)[int(_outside(means, limits).argmax())]
-    inside = found.count("holds")
-    text = f"{what} ({told(limits)}): {inside} of {len(found)} within"
-    one = len(spans) == 1
-    text = f"{what} {spans[worst]} ({told(limits)})" if one else text
-    text += "" if one else f"; worst {_name(worst)} {spans[worst]}"
-    return Answer(status, text, rows, min(span.seeds for span in spans.values()))
+    text = f"{what} {spans[worst]} ({told(limits)})"
+    if len(spans) > 1:
+        text = f"{what} ({told(limits)}): {found.count('holds')} of {len(found)} within"
+        text += (
+            f"; worst {_name(worst, places)}: {spans[worst]}; mean {Span.of(by_seed(rows, column))}"
+        )
+    return Answer(_joint(found), text, rows, min(span.seeds for span in spans.values()))
+
+
+def _joint(found: Sequence[str]) -> str:
+    """Return the status of a claim by those of its parts."""
+    return "fails" if "fails" in found else "open" if "open" in found else "holds"
 
 
 def _places(rows: pd.DataFrame, by: Sequence[str]) -> list[str]:
@@ -126,50 +141,16 @@ def _places(rows: pd.DataFrame, by: Sequence[str]) -> list[str]:
 
 def _outside(values: pd.Series, limits: Limits) -> np.ndarray:
     """Return how far values are on the wrong side of the limit that they come closest to."""
-    return np.asarray(np.maximum(limits[0] - values, values - limits[1]))
+    return np.asarray(np.maximum(limits.low - values, values - limits.high))
 
 
-def _name(place: Any) -> str:
-    parts = place if isinstance(place, tuple) else (place,)
-    named = [str(p) for p in parts if isinstance(p, str)]
-    named += [f"{p:g}" for p in parts if isinstance(p, float) and p == p]
-    return "/".join(named)
-
-
-def gaps(
-    first: pd.DataFrame,
-    second: pd.DataFrame,
-    columns: str | tuple[str, str],
-    by: Sequence[str] = SETTING,
-    best: str = "mean",
-    *,
-    falls: bool = False,
-) -> pd.DataFrame:
-    """Return first minus second, `gap`, by setting (or `by`) and seed, where both are there.
-
-    Args:
-        first: rows of the one.
-        second: rows of the other.
-        columns: of both, or of each.
-        by: what is compared within.
-        best: "min" or "max" takes the lowest or highest defense of the second, not the mean.
-        falls: return second minus first.
-    """
-    one, other = (columns, columns) if isinstance(columns, str) else columns
-    attacks = {tuple(p) for p in second[[*SETTING, "attack"]].to_numpy()}
-    shared = [tuple(p) in attacks for p in first[[*SETTING, "attack"]].to_numpy()]
-    first = first[np.array(shared, dtype=bool)]
-    keys = [*by, "seed"]
-    left = first.groupby(keys)[one].mean()
-    right = second.groupby([*keys, "defense"])[other].mean().groupby(keys).agg(best)
-    gap = (right - left if falls else left - right).dropna().rename("gap").reset_index()
-    parts = pd.concat([first, second])
-    gap.attrs["source"] = parts[_placed(parts, keys).isin(_placed(gap, keys))]
-    return gap
-
-
-def _placed(rows: pd.DataFrame, keys: Sequence[str]) -> pd.Series:
-    return pd.Series([tuple(row) for row in rows[list(keys)].to_numpy()], rows.index, dtype=object)
+def _name(place: Any, names: Sequence[str]) -> str:
+    """Return how texts call a cell: cifar10/resnet18/blended/pam at 5 %, rho 0.5."""
+    parts = dict(zip(names, place if isinstance(place, tuple) else (place,), strict=True))
+    rate, rho = parts.pop("poison_rate", None), parts.pop("rho", None)
+    said = "/".join(str(part) for part in parts.values())
+    said += f" at {100 * rate:g} %" if rate is not None else ""
+    return said + (f", rho {rho:g}" if rho is not None and rho == rho else "")
 
 
 def resting(answer: Answer | None, rows: pd.DataFrame) -> Answer | None:
@@ -177,54 +158,21 @@ def resting(answer: Answer | None, rows: pd.DataFrame) -> Answer | None:
     return answer and replace(answer, rows=rows)
 
 
-def gap_in(gap: pd.DataFrame, limits: Limits, what: str) -> Answer | None:
-    """Ask whether a difference lies within limits in every setting."""
-    asked = each_in(gap, "gap", limits, what, SETTING) if len(gap) else None
-    return resting(asked, gap.attrs["source"])
-
-
-def ordered(rows: pd.DataFrame, column: str, what: str, *, falls: bool = False) -> Answer | None:
-    """Ask whether a figure rises (or falls) over the whole rho grid: Page's trend over seeds."""
-    table = rows.pivot_table(index="seed", columns="rho", values=column, aggfunc="mean").dropna()
-    if table.shape[1] < 3 or not len(table):
-        return None
-    values = -table if falls else table
-    course = ", ".join(f"{rho:g}: {value:.1f}" for rho, value in table.mean().items())
-    if len(table) < 2:
-        found = _spearman(values.iloc[0])
-        status = "holds" if found >= tolerance("order") else "fails"
-        text = f"Spearman {found if not falls else -found:.2f}"
-    else:
-        chances = [_page(values), _page(-values)]
-        chance = tolerance("chance")
-        status = "holds" if chances[0] < chance else "fails" if chances[1] < chance else "open"
-        if status == "open" and _spearman(values.mean()) <= 0:
-            status = "fails"
-        text = f"Page's trend p {chances[0]:.3f}"
-    return Answer(status, f"{what} by rho {course}; {text}", rows, len(table))
-
-
-def _page(values: pd.DataFrame) -> float:
-    return float(stats.page_trend_test(values.to_numpy()).pvalue)
-
-
-def _spearman(values: pd.Series) -> float:
-    if values.nunique() < 2:
-        return 0.0
-    return float(stats.spearmanr(values.index.to_numpy(dtype=float), values).statistic)
-
-
 def all_of(*answers: Answer | None) -> Answer | None:
     """Ask whether all parts hold; not measured if one is not."""
     known = [answer for answer in answers if answer is not None]
     if len(known) < len(answers):
         return None
-    found = [answer.status for answer in known]
-    status = "fails" if "fails" in found else "open" if "open" in found else "holds"
     rows = pd.concat([answer.rows for answer in known])
     left = dict.fromkeys(text for answer in known for text in answer.left_out)
-    seeds = min(answer.seeds for answer in known)
-    return Answer(status, "; ".join(a.ours for a in known), rows, seeds, tuple(left))
+    return Answer(
+        _joint([answer.status for answer in known]),
+        "; ".join(answer.ours for answer in known),
+        rows,
+        min(answer.seeds for answer in known),
+        tuple(left),
+        any(answer.indirect for answer in known),
+    )
 
 
 def leaving(answer: Answer | None, *reasons: str) -> Answer | None:
@@ -255,6 +203,17 @@ def of_purified(
     return leaving(ask(kept), awake(rows))
 
 
+def of_one(ask: Callable[[pd.DataFrame], Answer | None], rows: pd.DataFrame) -> Answer | None:
+    """Ask of the purified models of the one defense that a claim is about, such as PAM.
+
+    Where some of its models are not purified, the claim is open at best: it is about all of them.
+    """
+    found = of_purified(ask, rows, least=1)
+    if found is not None and found.status == "holds" and awake(rows):
+        return replace(found, status="open")
+    return found
+
+
 def of_baselines(
     number: int, column: str, what: str, by: Sequence[str] = CELL, *, mean: bool = False
 ) -> Test:
@@ -267,6 +226,16 @@ def of_baselines(
         return each_in(kept, column, limits, what, by)
 
     return lambda e: of_purified(ask, e.baselines("o_asr", column))
+
+
+def on_both(test: Test, who: str | None = None) -> Test:
+    """Ask only where both of the other data sets are there (both have a defense)."""
+
+    def ask(e: Evidence) -> Answer | None:
+        rows = e.of(who, "p_asr") if who else e.cells
+        return test(e) if len(rows) and rows["dataset"].nunique() > 1 else None
+
+    return ask
 
 
 def stands_in(rows: pd.DataFrame) -> Iterable[str]:

@@ -1,11 +1,13 @@
 """Section A of the claims: the retuning attack (RA)."""
 
+import pandas as pd
+
 from ppr_core.reporting.claims.base import (
+    ALL,
     CIFAR10,
     EVERY,
     MAIN,
     OTHER_SETS,
-    OTHERS,
     RARE,
     Answer,
     Claim,
@@ -13,29 +15,39 @@ from ppr_core.reporting.claims.base import (
     all_of,
     awake,
     each_in,
-    gap_in,
-    gaps,
     leaving,
     mean_in,
     of_baselines,
     of_purified,
     resting,
 )
-from ppr_core.reporting.claims.rules import bounds
-from ppr_core.reporting.evidence import SETTING, Evidence, Scope, Span, purified
-from ppr_core.reporting.results import PURIFIED_BELOW
+from ppr_core.reporting.claims.compared import gap_in, gaps
+from ppr_core.reporting.evidence import SETTING, Evidence, Scope, purified
+from ppr_core.reporting.results import PURIFIED_BELOW, WOKEN_BY
+from ppr_core.reporting.rules import bounds, threshold
 
 
 def _same_everywhere(e: Evidence) -> Answer | None:
+    """Compare each defense's rise over settings, on the attacks that it has in all of its own."""
     rows = e.baselines("o_asr", "p_asr")
     kept = purified(rows)
-    if any(kept[column].nunique() < 2 for column in SETTING) or kept["defense"].nunique() < 2:
-        return None
     kept = kept.assign(rise=kept["p_asr"] - kept["o_asr"])
+    parts = []
+    for _, own in kept.groupby(["defense", "seed"]):
+        places = own.groupby(SETTING).ngroup()
+        shared = places.groupby(own["attack"]).transform("nunique") == places.nunique()
+        if places.nunique() > 1 and shared.any():
+            parts.append(own[shared])
+    if not parts:
+        return None
+    kept = pd.concat(parts)
+    for column in SETTING:
+        values = kept.groupby(["defense", "seed"])[column].nunique()
+        if (values > 1).groupby("defense").any().sum() < 2:
+            return None  # of two defenses at least, over data sets, models and rates
     rises = kept.groupby(["defense", *SETTING, "seed"])["rise"].mean()
-    ranges = rises.groupby(["defense", "seed"]).agg(lambda r: r.max() - r.min())
-    several = rises.groupby(["defense", "seed"]).size() > 1
-    table = ranges[several].rename("range").reset_index()
+    table = rises.groupby(["defense", "seed"]).agg(lambda r: r.max() - r.min())
+    table = table.rename("range").reset_index()
     found = each_in(table, "range", bounds(2), "range of the rise over settings", ["defense"])
     return leaving(resting(found, kept), awake(rows))
 
@@ -56,7 +68,7 @@ def _best_of_baselines(e: Evidence) -> Answer | None:
         return None
     parts = []
     for name in ("anp_oracle", "fst"):
-        gap = gaps(best[best["defense"] == name], rest, "o_asr", best="min", falls=True)
+        gap = gaps(best[best["defense"] == name], rest, "o_asr", falls=True)
         parts.append(gap_in(gap, bounds(4), f"O-ASR of the best other above {name}'s"))
     return all_of(*parts)
 
@@ -67,22 +79,25 @@ def _ten_samples(e: Evidence) -> Answer | None:
 
 
 def _quick(e: Evidence) -> Answer | None:
+    """Ask how much of the rise comes within few epochs, of the models in which there is one."""
     rows = purified(e.baselines("o_asr", "p_asr"))
     if not len(e.histories) or rows["defense"].nunique() < 2:
         return None
-    keys = [c for c in ("dataset", "model", "attack", "defense", "seed") if c in e.histories]
+    keys = [c for c in (*SETTING, "attack", "defense", "seed") if c in e.histories]
     course = e.histories.merge(rows[keys].drop_duplicates(), on=keys)
-    shares = {}
-    for seed, part in course.groupby("seed"):
-        mean = part.groupby("epoch")["asr"].mean()
-        if len(mean) > 3 or (len(mean) == 3 and 2 in mean.index):
-            rise = max(mean.iloc[-1] - mean.iloc[0], 1e-9)
-            shares[seed] = 100 * (mean.loc[2] - mean.iloc[0]) / rise
-    if not shares:
+    table = course.pivot_table(index=keys, columns="epoch", values="asr")
+    few = int(threshold("epochs"))
+    if few not in table or table.shape[1] <= few or table.columns[-1] == few:
         return None
-    span = Span.of(list(shares.values()))
-    text = f"percent of the rise within two epochs {span}"
-    return Answer(span.against(*bounds(11)), text, rows, span.seeds)
+    rise = table.ffill(axis=1).iloc[:, -1] - table.iloc[:, 0]
+    share = (100 * (table[few] - table.iloc[:, 0]) / rise)[rise >= WOKEN_BY]
+    found = share.dropna().rename("share").reset_index()
+    if found["defense"].nunique() < 2:
+        return None
+    idle = len(table) - len(found)
+    asked = mean_in(found, "share", bounds(11), f"percent of the rise within {few} epochs")
+    why = f"{idle} models that RA lifts by less than {WOKEN_BY:g} points" if idle else ""
+    return leaving(resting(asked, rows.merge(found[keys], on=keys)), why)
 
 
 def _less_than_exact(e: Evidence) -> Answer | None:
@@ -141,7 +156,7 @@ def _other_variant(e: Evidence) -> Answer | None:
 def _clean_accuracy(e: Evidence) -> Answer | None:
     rows = e.baselines("o_asr", "p_c_acc", "o_c_acc")
     rows = rows.assign(change=rows["p_c_acc"] - rows["o_c_acc"])
-    return of_purified(lambda k: each_in(k, "change", bounds(9), "C-Acc change", SETTING), rows)
+    return of_purified(lambda k: each_in(k, "change", bounds(9), "C-Acc change"), rows)
 
 
 def _stays_low(who: str, number: int) -> Test:
@@ -154,36 +169,37 @@ def _below_one_percent(rate: float) -> bool:
 
 TEN = Scope((("cifar10", "resnet18", None),), {"ra_poisons": [10], "attack": ["badnet"]}, ("RA p",))
 RARER = Scope((("cifar10", "resnet18", None),), {"poison_rate": _below_one_percent}, ("poison r",))
+# All images of the target class of CIFAR-100, of Tiny-ImageNet: LC poisons no others.
 LABELS = Scope(
-    tuple((*place[:2], None) for place in OTHERS),
-    {**OTHER_SETS, "attack": ["lc"]},
+    (("cifar100", "resnet18_imagenet", 0.01), ("tiny_imagenet", "resnet18_imagenet", 0.005)),
+    {**OTHER_SETS, "attack": ["lc"], "poison_rate": [0.01, 0.005]},
     ("attack lc", "RA poisoned", "poison rate"),
 )
-SCRATCH = Scope(
+SCRATCH = Scope(  # what is trained from scratch has the schedule of what the paper trains so
     tuple((name, None, None) for name in OTHER_SETS["dataset"]),
     OTHER_SETS,
-    ("pretrained", "training epochs", "training lr", "model resnet18"),
+    ("pretrained", "training epochs 100 (", "training lr 0.1 (", "model resnet18"),
 )
 DASHES = Scope((("cifar10", "densenet161", 0.05), *RARE))
 
 CLAIMS = [
-    Claim(1, Scope(EVERY), of_baselines(1, "p_asr", "P-ASR")),
-    Claim(2, Scope(EVERY), _same_everywhere),
-    Claim(3, Scope(CIFAR10), _come_back),
-    Claim(4, Scope(CIFAR10), _best_of_baselines),
-    Claim(5, Scope(EVERY), _stays_low("clean", 5)),
-    Claim(6, Scope(EVERY), _stays_low("ep", 6)),
+    Claim(1, Scope(EVERY), of_baselines(1, "p_asr", "P-ASR"), ALL),
+    Claim(2, Scope(EVERY), _same_everywhere, ALL),
+    Claim(3, Scope(CIFAR10), _come_back, ("anp_oracle", "fst")),
+    Claim(4, Scope(CIFAR10), _best_of_baselines, ALL),
+    Claim(5, Scope(EVERY), _stays_low("clean", 5), ("clean",)),
+    Claim(6, Scope(EVERY), _stays_low("ep", 6), ("ep",)),
     Claim(7),
     Claim(8),
-    Claim(9, Scope(EVERY), _clean_accuracy),
-    Claim(10, TEN, _ten_samples),
-    Claim(11, Scope(EVERY), _quick),
-    Claim(12, Scope(EVERY), of_baselines(12, "p_asr", "P-ASR", SETTING)),
-    Claim(13, Scope(EVERY), _less_than_exact),
-    Claim(14, Scope(RARE, {"attack": ["lc"], "poison_rate": [0.01]}), _most_fail(14)),
-    Claim(15, LABELS, _no_label_consistent),
+    Claim(9, Scope(EVERY), _clean_accuracy, ALL),
+    Claim(10, TEN, _ten_samples, ("clean",)),
+    Claim(11, Scope(EVERY), _quick, ALL),
+    Claim(12, Scope(EVERY), of_baselines(12, "p_asr", "P-ASR", SETTING), ALL),
+    Claim(13, Scope(EVERY), _less_than_exact, ("bti", "ep")),
+    Claim(14, Scope(RARE, {"attack": ["lc"], "poison_rate": [0.01]}), _most_fail(14), ALL),
+    Claim(15, LABELS, _no_label_consistent, ("none",)),
     Claim(16, DASHES, _dashes),
-    Claim(17, RARER, _most_fail(17)),
+    Claim(17, RARER, _most_fail(17), ALL),
     Claim(18, SCRATCH, _pretrained_gain),
-    Claim(19, Scope(MAIN), _other_variant),
+    Claim(19, Scope(MAIN), _other_variant, ("bti", "bti_p")),
 ]

@@ -1,8 +1,8 @@
 """Section E of the claims: what every study rests on."""
 
-from ppr_core.reporting.claims.base import EVERY, Answer, Claim, each_in
-from ppr_core.reporting.claims.rules import bounds
+from ppr_core.reporting.claims.base import ALL, EVERY, Answer, Claim, each_in
 from ppr_core.reporting.evidence import SETTING, Evidence, Scope
+from ppr_core.reporting.rules import bounds
 
 
 def _implanted(e: Evidence) -> Answer | None:
@@ -16,4 +16,7 @@ def _purify(e: Evidence) -> Answer | None:
     return each_in(rows, "o_asr", bounds(60), "O-ASR")
 
 
-CLAIMS = [Claim(59, Scope(EVERY), _implanted), Claim(60, Scope(EVERY), _purify)]
+CLAIMS = [
+    Claim(59, Scope(EVERY), _implanted, ("none",)),
+    Claim(60, Scope(EVERY), _purify, ALL),
+]
