@@ -44,9 +44,14 @@ def caption(figure: str, evidence: Evidence) -> str:
         return "PAM over rho. " + _over_rho(evidence)
     if name == "trade_off":
         return "C-Acc lost and P-ASR. " + _trade_off(evidence)
-    if name.startswith("figure_"):
+    if of_the_paper(figure):
         return f"The paper's Figure {int(name.removeprefix('figure_'))}, from these runs."
     return SEEN.get(name, name.replace("_", " "))
+
+
+def of_the_paper(figure: str) -> bool:
+    """Say whether a figure, by the name of its file, is one of the paper's."""
+    return figure.partition("_")[2].startswith("figure_")
 
 
 def _over_rho(evidence: Evidence) -> str:
