@@ -79,7 +79,7 @@ def _row(plan: Plan, store: Store, cell: Cell) -> dict[str, Any]:
         **_about(plan, cell),
         "ra_poisons": plan.retuning(cell.attack).poisoned if attack else None,
         "oracle": plan.oracle(cell),
-        "privileges": method.privileges if method else "",
+        "privileges": method.uses if method else "",
         "anew": plan.anew(cell),
     }
     source, last = plan.source(cell), plan.last(cell)
