@@ -62,7 +62,7 @@ def _log_cells(plan: Plan, store: Store) -> None:
     ):
         made = [_log_cell(plan, store, row, logged) for _, row in group.iterrows()]
         key = digest(["group", study, attack, name, made])
-        tags = {"attack": attack, "defense": name}
+        tags = {"attack": str(attack), "defense": str(name)}
         mine = group.iloc[0]["settings"]
         if len(made) == 1 or _placed(store, study, key, mine, "group", **tags):
             continue

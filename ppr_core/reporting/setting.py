@@ -50,8 +50,16 @@ ASKED = ("query", "query_ep", "query_alone", "path", "connection")  # the paper'
 # Not of size or budget: QRA has one budget of images and epochs, whatever it is asked of.
 PROTOCOL = ("drawn images", "model ", "poison rate ", "attack ", "RA ", "query")
 DEFENSE = ": other "
-FIGURES = ("width", "train_images", "epochs", "drawn", "ra_share", "ra_epochs", "ra_lr")
-FIGURES += ("measure_scale",)
+FIGURES = (
+    "width",
+    "train_images",
+    "epochs",
+    "drawn",
+    "ra_share",
+    "ra_epochs",
+    "ra_lr",
+    "measure_scale",
+)
 
 
 def paper_rho(dataset: str, attack: str) -> float | None:
