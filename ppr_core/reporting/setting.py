@@ -51,13 +51,7 @@ ASKED = ("query", "query_ep", "query_alone", "path", "connection")  # the paper'
 PROTOCOL = ("drawn images", "model ", "poison rate ", "attack ", "RA ", "query")
 DEFENSE = ": other "
 FIGURES = (
-    "width",
-    "train_images",
-    "epochs",
-    "drawn",
-    "ra_share",
-    "ra_epochs",
-    "ra_lr",
+    *("width", "train_images", "epochs", "drawn", "ra_share", "ra_epochs", "ra_lr"),
     "measure_scale",
 )
 
