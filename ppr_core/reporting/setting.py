@@ -15,7 +15,7 @@ from ppr_core.lab.plan import Plan
 from ppr_core.models import MODELS
 from ppr_core.reactivation.retuning import PAPER_COUNTS
 
-PAPER, SMALLER, OTHER = "paper", "smaller", "other"  # levels, see `setting_columns`
+LEVELS = PAPER, SMALLER, OTHER = "paper", "smaller", "other"  # see `setting_columns`
 DRAWN = "shapes"  # the data set that is drawn by code
 PRETRAINED = ("cifar100", "tiny_imagenet")  # trained from ImageNet's weights, source: sec. B.1
 RATES = (0.01, 0.05, 0.1)
@@ -112,12 +112,13 @@ def used(rows: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     if not labels or "measure_scale" not in rows:
         return rows
     begin = tuple(f"{label} " for label in labels)
-    scales = []
-    for scale, told in zip(rows["scale"], rows["measure_scale"].fillna(""), strict=True):
+    scales, levels = [], []
+    columns = ("scale", "level", "measure_scale")
+    for scale, level, told in rows[[*columns]].fillna("").itertuples(index=False):
         own = [part for part in told.split("; ") if part.startswith(begin)]
-        scales.append([part for part in [*scale.split("; "), *own] if part])
-    joined = ["; ".join(parts) for parts in scales]
-    return rows.assign(scale=joined, level=[level_of(parts) for parts in scales])
+        scales.append("; ".join(part for part in (scale, *own) if part))
+        levels.append(max(level, level_of(own), key=LEVELS.index))
+    return rows.assign(scale=scales, level=levels)
 
 
 def with_settings(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
