@@ -84,6 +84,11 @@ class Method(Settings):
         """Whether, so configured, it uses what a real defender cannot have."""
         return False
 
+    @property
+    def uses(self) -> str:
+        """The information that it uses, so configured, besides model and clean reserve."""
+        return self.privileges
+
     if TYPE_CHECKING:  # (model, data, *, rng) and, by name, what else a method asks for
         run: ClassVar[Callable[..., Outcome]]
     else:

@@ -147,6 +147,7 @@ class EpsilonPanel(Panel):
         stage = held.query(cell)
         if stage is not None:
             self.samples = Samples(held, self.lab, cell)
+            self.form = words.of_form(stage.method.form, stage.method.surrogate)
             rows = held.rows(stage).assign(eps=lambda points: 255 * points["eps"])
             points = rows[rows["scored"] == "self"].set_index("eps")
             control = rows[rows["scored"] == "clean_unseen"].set_index("eps")
@@ -177,7 +178,8 @@ class EpsilonPanel(Panel):
         target = classes[self.samples.trigger.target]
         text = (
             f"<p><b>epsilon {asked:g}/255</b>{self._read(asked)}: {pages.figures(rates)}. The "
-            f"attacker's target is <b>{escape(target)}</b>, in red.</p>{pages.told(says)}"
+            f"attacker's target is <b>{escape(target)}</b>, in red. {self.form}.</p>"
+            f"{pages.told(says)}"
         )
         self.show(text, pages.sample(sample, true), self.picture.png([(asked, found)]))
         self.figure, self.table = self.picture.figure, sample.answers

@@ -49,6 +49,12 @@ def of_epsilon(eps: float, start: float, p_asr: float, control: float | None) ->
     )
 
 
+def of_form(form: str, surrogate: str) -> str:
+    """Say which form of QRA a generator was learnt by, and which model's answers it had to keep."""
+    name = "the paper's form (eq. 2)" if form == "paper" else "the authors' form"
+    return f"QRA in {name}, surrogate: {'EP' if surrogate == 'ep' else 'the clean model'}"
+
+
 def of_path(t: float, asr: float, points: pd.DataFrame) -> str:
     """Say where on the path from backdoored (0) to purified (1) the backdoor is awake.
 

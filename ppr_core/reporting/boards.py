@@ -21,6 +21,7 @@ FORMATS = {
 NEEDED = ("dataset", "model", "poison_rate", "attack", "defense", "seed", "rho", "status")
 SCORES = ("q_", "qe_", "q1_")  # of QRA; without the control's they are of an older measure
 CONTROL = "q_unseen_p_asr"
+UNKNOWN = "diagnostics not kept"  # status of a row whose inversion may have failed unseen
 
 
 def printed(evidence: Evidence, kind: str) -> str:
@@ -32,7 +33,8 @@ def read(plan: Plan, file: str | Path) -> Evidence:
     """Return the evidence of a table of cells that was kept, with the setting of its study.
 
     QRA's scores of a table without those on the unseen clean model come from an older measure,
-    whose control was another; they are left out.
+    whose control was another; they are left out. Of a table without the warnings of its defenses,
+    the rows of those that invert a trigger are not judged: an inversion may have failed.
 
     Raises:
         DataError: no such file, or no table of cells.
@@ -49,6 +51,9 @@ def read(plan: Plan, file: str | Path) -> Evidence:
     )
     if CONTROL not in rows:
         rows = rows.drop(columns=[name for name in rows if str(name).startswith(SCORES)])
+    if "warnings" not in rows:
+        inverting = {label for (label, _), m in plan.defenses.items() if hasattr(m, "inversion")}
+        rows.loc[rows["defense"].isin(inverting) & (rows["status"] == "done"), "status"] = UNKNOWN
     return Evidence(with_settings(plan, rows))
 
 

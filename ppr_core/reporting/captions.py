@@ -9,13 +9,13 @@ SEEN = {
     "triggers": "Original, poisoned and triggered images, and the difference, amplified.",
     "training": "C-Acc and ASR while the backdoored models are trained: both rise within epochs.",
     "retuning": "ASR and C-Acc by epoch of RA; epoch 0 is the purified model.",
-    "budget": "QRA over the budget, and perturbations that know nothing of the backdoor.",
+    "budget": "QRA (the authors' form) over the budget, and what knows nothing of the backdoor.",
     "rivals": "What each way to wake a backdoor reaches.",
     "transfer": "A perturbation learnt on the model of one defense, used on the others.",
     "clean_error": "Clean error on the way from the backdoored to each purified model.",
     "connection": "Backdoor error on the way from each purified model to EP's.",
     "paths": "Backdoor error on the way back from PAM's models, over rho.",
-    "epsilon": "QRA over its budget on the model that shows the finding best.",
+    "epsilon": "QRA (the authors' form) over its budget on the model that shows the finding best.",
     "t": "Errors on the way from the backdoored to that model.",
     "battery": "The worst P-ASR of each arm by poisons; grey where a clean model wakes, too.",
     "wake_counts": "The fewest poisons that wake each model, beside what clean models need.",
@@ -44,9 +44,14 @@ def caption(figure: str, evidence: Evidence) -> str:
         return "PAM over rho. " + _over_rho(evidence)
     if name == "trade_off":
         return "C-Acc lost and P-ASR. " + _trade_off(evidence)
-    if name.startswith("figure_"):
+    if of_the_paper(figure):
         return f"The paper's Figure {int(name.removeprefix('figure_'))}, from these runs."
     return SEEN.get(name, name.replace("_", " "))
+
+
+def of_the_paper(figure: str) -> bool:
+    """Say whether a figure, by the name of its file, is one of the paper's."""
+    return figure.partition("_")[2].startswith("figure_")
 
 
 def _over_rho(evidence: Evidence) -> str:

@@ -9,8 +9,11 @@ from typing import Any
 import pandas as pd
 
 from ppr_core.config import digest
+from ppr_core.lab.graph import Cell, with_parents
+from ppr_core.lab.places import ROOT
 from ppr_core.lab.plan import Plan
-from ppr_core.lab.store import ENDED, Store
+from ppr_core.lab.store import ENDED, Run, Store
+from ppr_core.lab.study import Study
 from ppr_core.reporting import checks, results
 from ppr_core.reporting.checks import MARK
 from ppr_core.reporting.results import COLOURS, FIGURES, cells, label
@@ -20,11 +23,13 @@ FIRST = ("p_asr", "o_asr", "o_c_acc")  # what a comparison of runs shows before 
 ABOUT = ["attack", "defense", "rho", "seed", "dataset", "model", "poison_rate"]
 SHARED = "mlflow.sharedViewState."  # how the tags of saved views begin
 CELLS = """tags."ppr.kind" = 'cell'"""
+EARLIER = "earlier "  # before the kind of what other settings under the same name left
 NOTE = f"""Study **{{name}}**: does a purified model keep a sleeping backdoor?
 
 Choose a saved view under **Views**, or filter the runs by `{CELLS}`: one run a cell (attack,
 defense, seed). `o_` is after the defense, `p_` after the retuning attack, `q_` under the
-query-based one; all in percent. Cells of several seeds stand under a run with mean and spread."""
+query-based one; all in percent. Cells of several seeds stand under a run with mean and spread.
+What other settings left under this name is of the kind `{EARLIER}cell`."""
 
 
 def log_cells(plan: Plan, store: Store) -> None:
@@ -41,6 +46,7 @@ def _log_cells(plan: Plan, store: Store) -> None:
         asr_change=rows["p_asr"].astype(float) - rows["o_asr"].astype(float),
         label=rows.apply(label, axis=1),
         last=[plan.last(cell).key for cell in plan.cells()],
+        settings=[_settings(plan, cell) for cell in plan.cells()],
     )
     logged = [*columns, "asr_change", "seconds"]
     rows[logged] = rows[logged].astype(float).round(2)  # the UI's columns are narrow
@@ -56,16 +62,15 @@ def _log_cells(plan: Plan, store: Store) -> None:
     ):
         made = [_log_cell(plan, store, row, logged) for _, row in group.iterrows()]
         key = digest(["group", study, attack, name, made])
-        if len(made) == 1 or store.find(key):
+        tags = {"attack": str(attack), "defense": str(name)}
+        mine = group.iloc[0]["settings"]
+        if len(made) == 1 or _placed(store, study, key, mine, "group", **tags):
             continue
-        tags = {"kind": "group", "attack": attack, "defense": name}
-        for old in store.search(study, query=ENDED, **tags):
-            store.discard(old.info.run_id)
         run = store.start(
             study,
             f"{attack} / {name} (n={len(made)})",
-            tags={**tags, "key": key},
-            params=_about(group.iloc[0].drop("seed")),
+            tags={**tags, "kind": "group", "key": key, "settings": mine},
+            params=_about(group.iloc[0].drop("seed")) | _changes(plan.study),
             dataset=plan.setting.described,
             note=f"Mean and standard deviation (`_std`) of {len(made)} seeds; their cells below.",
         )
@@ -81,18 +86,17 @@ def _log_cell(plan: Plan, store: Store, row: pd.Series, logged: list[str]) -> st
     figures = {name: row[name] for name in logged if pd.notna(row[name])}
     about = ["cell: epochs, colour", plan.study.name, row["label"], row["last"], figures]
     key = digest([*about, row["checks"]] if row["checks"] else about)
-    if found := store.find(key):
-        return found.info.run_id
     name = f"{row['attack']} / {row['label']} s{row['seed']}"
-    for old in store.search(plan.study.name, query=ENDED, kind="cell", cell=name):
-        store.discard(old.info.run_id)
+    if found := _placed(store, plan.study.name, key, row["settings"], "cell", cell=name):
+        return found.info.run_id
     tags = {"kind": "cell", "key": key, "cell": name, "parent": row["last"]}
+    tags |= {"settings": row["settings"]}
     tags |= {"no_verdict": row["checks"][:4000]} if row["checks"] else {}
     run = store.start(
         plan.study.name,
         name,
         tags={**tags, "attack": row["attack"], "defense": row["defense"]},
-        params=_about(row),
+        params=_about(row) | _changes(plan.study),
         dataset=plan.setting.described,
         note=_tell(row),
         colour=row["colour"],
@@ -106,6 +110,39 @@ def _log_cell(plan: Plan, store: Store, row: pd.Series, logged: list[str]) -> st
     store.log(run, metrics={name: figures[name] for name in [*first, *figures]})
     store.finish(run)
     return store.settled(key, run)
+
+
+def _settings(plan: Plan, cell: Cell) -> str:
+    """Return a digest of the settings behind a cell; another version of the code has the same."""
+    chain = with_parents([plan.last(cell), *plan.measured(cell).values()])
+    return digest([[stage.kind, {**stage.settings, "version": ""}] for stage in chain])[:8]
+
+
+def _placed(store: Store, study: str, key: str, mine: str, kind: str, **tags: str) -> Run | None:
+    """Return the run of a key, where there is one, as that which the views show.
+
+    What the same settings left makes room; what others did is kept, as of an earlier kind.
+    """
+    found = store.find(key)
+    if found and found.data.tags["ppr.kind"] == kind:
+        return found
+    for name in (kind, EARLIER + kind):
+        for old in store.search(study, query=ENDED, kind=name, **tags):
+            if old.data.tags.get("ppr.settings", mine) != mine:
+                store.log(old.info.run_id, tags={"kind": EARLIER + kind})
+            elif not found or found.info.run_id != old.info.run_id:
+                store.discard(old.info.run_id)
+    if found:
+        store.log(found.info.run_id, tags={"kind": kind})
+    return found
+
+
+def _changes(study: Study) -> dict[str, str]:
+    """Return what a study changes of its file in params/, as a parameter of its cells."""
+    file = ROOT / "params" / f"{study.name}.yaml"
+    told = Study.load(file).flat() if file.is_file() else study.flat()
+    changed = [f"{k}={v}" for k, v in study.flat().items() if k != "seeds" and v != told.get(k)]
+    return {"changes": ", ".join(changed)} if changed else {}
 
 
 def _tell(row: pd.Series) -> str:

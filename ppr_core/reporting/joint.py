@@ -1,13 +1,10 @@
 """A series of studies as one page: the paper's tables, figures and claims, ours over its own."""
 
-import base64
-import io
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
-from markupsafe import Markup
 
 from ppr_core.config import digest
 from ppr_core.lab import pages
@@ -20,7 +17,6 @@ from ppr_core.reporting.setting import PAPER
 from ppr_core.reporting.tables import Printed
 
 TEMPLATE = "joint.html.j2"
-DPI = 110
 
 
 def gather(entries: Sequence[Entry], store: Store) -> Evidence:
@@ -55,12 +51,10 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     pictures = []
     for number, figure in figures.items():
-        drawn = io.BytesIO()
-        figure.savefig(drawn, format="png", dpi=DPI, bbox_inches="tight")
-        (folder / f"figure{number:02d}.png").write_bytes(drawn.getvalue())
-        data = base64.b64encode(drawn.getvalue()).decode()
+        png = report.drawn(figure)
+        (folder / f"figure{number:02d}.png").write_bytes(png)
         title = f"Figure {number}. {plots.TITLES[number]}"
-        pictures.append({"title": title, "source": Markup(f"data:image/png;base64,{data}")})
+        pictures.append({"title": title, "source": report.embedded(png)})
     html = (
         pages.environment("ppr_core.reporting")
         .get_template(TEMPLATE)

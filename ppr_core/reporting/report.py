@@ -1,6 +1,7 @@
 """One self-contained HTML file a study: table, figures, settings."""
 
 import base64
+import io
 import platform
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -18,10 +19,11 @@ from ppr_core.lab import pages
 from ppr_core.lab.marks import commit
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import ENDED, Store
-from ppr_core.reporting import captions, checks, claims, paper, results, tables
+from ppr_core.reporting import captions, checks, claims, paper, plots, results, tables
 from ppr_core.reporting.evidence import Evidence
 
 TEMPLATE = "report.html.j2"
+DPI = 110
 
 
 def write(plan: Plan, store: Store, evidence: Evidence, beside: Sequence[str] = ()) -> Path:
@@ -126,9 +128,10 @@ def _beside(row: "results.pd.Series") -> list[str]:
 def _figures(plan: Plan, store: Store, evidence: Evidence) -> list[dict[str, str]]:
     """Return the newest figures of each notebook, executed for this very study, as data URIs.
 
-    The explorer's come last.
+    The explorer's come last. With further studies, the paper's figures are those of the union.
     """
     figures = []
+    union = bool(len(evidence.further))
     for notebook in sorted(plan.study.notebooks, key=lambda name: name.startswith("00")):
         runs = store.search(
             plan.study.name,
@@ -140,11 +143,27 @@ def _figures(plan: Plan, store: Store, evidence: Evidence) -> list[dict[str, str
         if not runs:
             continue
         for path in sorted(store.artifacts(runs[0].info.run_id, "figures").glob("*.png")):
-            data = base64.b64encode(path.read_bytes()).decode()
+            if union and captions.of_the_paper(path.stem):
+                continue
             title = captions.caption(path.stem, evidence)
-            source = Markup(f"data:image/png;base64,{data}")
+            source = embedded(path.read_bytes())
             figures.append({"title": title, "notebook": notebook, "source": source})
+    for number, figure in plots.paper_figures(evidence).items() if union else ():
+        title = f"The paper's Figure {number}, from this study and those beside it."
+        figures.append({"title": title, "notebook": "union", "source": embedded(drawn(figure))})
     return figures
+
+
+def drawn(figure: plots.Figure) -> bytes:
+    """Return a figure as PNG."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=DPI, bbox_inches="tight")
+    return file.getvalue()
+
+
+def embedded(png: bytes) -> Markup:
+    """Return a picture as a page holds it in itself."""
+    return Markup(f"data:image/png;base64,{base64.b64encode(png).decode()}")
 
 
 def machine(plan: Plan) -> str:

@@ -28,6 +28,11 @@ MEASURED = {column.name: column for cls in MEASURES.values() for column in cls.c
 # What is not taken of a model that was trained anew: paths within a basin, for one.
 WITHIN = {column.name for cls in MEASURES.values() if not cls.across for column in cls.columns}
 APART = "not in this basin"
+# Of QRA: the form's columns -> its name, its control's columns, and the model that they are of.
+FORMS = {
+    "q": ("QRA, the authors' form,", "q_unseen", "a clean model that no generator has seen"),
+    "qe": ("QRA, the paper's form (eq. 2),", "qe_clean", "the clean model, not its surrogate"),
+}
 FIGURES = [column.name for column in MEASURES["retuning"].columns]
 
 PURIFIED_BELOW = threshold("purified")  # O-ASR (%) up to which a model counts as purified
@@ -75,7 +80,7 @@ def _row(plan: Plan, store: Store, cell: Cell) -> dict[str, Any]:
         **_about(plan, cell),
         "ra_poisons": plan.retuning(cell.attack).poisoned if attack else None,
         "oracle": plan.oracle(cell),
-        "privileges": method.privileges if method else "",
+        "privileges": method.uses if method else "",
         "anew": plan.anew(cell),
     }
     source, last = plan.source(cell), plan.last(cell)
@@ -213,7 +218,8 @@ def query_findings(rows: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
 
     A mean is over models that a defense purified, an oracle's left out: one whose backdoor never
     slept has nothing to wake. The control is what the generators learnt on these do to a clean
-    model that none of them has seen.
+    model: in the authors' form to one that none of them has seen, for there the clean model is the
+    surrogate; in the paper's (eq. 2), where EP is, to the clean model.
 
     Args:
         rows: `cells` of a study that measures "query".
@@ -226,20 +232,23 @@ def query_findings(rows: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
         if not len(group):
             lines.append(f"{attack}: none of {len(tried)} models is purified.")
             continue
-        figures = [name for name in map(str, group) if name == "o_asr" or name.startswith("q_")]
-        mean = group[figures].mean()
-        lines.append(
-            f"{attack}, {len(group)} of {len(tried)} models purified: QRA moves their mean ASR "
-            f"from {mean['o_asr']:.1f} to {mean['q_p_asr']:.1f}; {mean['q_c_asr']:.1f} % of clean "
-            "images follow."
-        )
-        p_asr, c_asr = (mean.get(f"q_unseen_{name}", float("nan")) for name in ("p_asr", "c_asr"))
-        lines.append(
-            f"{attack}, control: on a clean model that no generator has seen, the same images "
-            f"reach {p_asr:.1f}; {c_asr:.1f} % of clean images follow."
-            if p_asr == p_asr
-            else f"{attack}, control: no clean model that no generator has seen."
-        )
+        for form, (named, control, model) in FORMS.items():
+            known = [name for name in map(str, group) if name.startswith(f"{form}_")]
+            mean = group[["o_asr", *known]].astype(float).mean()
+            if pd.isna(mean.get(f"{form}_p_asr")):
+                continue
+            lines.append(
+                f"{attack}, {len(group)} of {len(tried)} models purified: {named} moves their mean "
+                f"ASR from {mean['o_asr']:.1f} to {mean[f'{form}_p_asr']:.1f}; "
+                f"{mean[f'{form}_c_asr']:.1f} % of clean images follow."
+            )
+            p_asr, c_asr = (mean.get(f"{control}_{n}", float("nan")) for n in ("p_asr", "c_asr"))
+            lines.append(
+                f"{attack}, control: on {model}, the same images reach {p_asr:.1f}; {c_asr:.1f} % "
+                "of clean images follow."
+                if p_asr == p_asr
+                else f"{attack}, control: not scored on {model}."
+            )
     if len(pairs):
         pairs = among(pairs, sleeping(rows), ends=("source", "target"))
     for attack, group in pairs.groupby("attack", sort=False) if len(pairs) else ():

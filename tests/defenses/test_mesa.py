@@ -199,3 +199,12 @@ def test_what_cannot_be_served_is_refused(model, rng):
         Mesa(inversion={"size": 5, "corner": 13})(model, tiny_set(), rng=rng)
     with pytest.raises(DataError, match="expected at least 2 images, got 1"):
         Mesa()(model, tiny_set(1), rng=rng)
+
+
+def test_what_it_is_told_follows_from_its_settings():
+    assert Mesa().uses == "the patch's size (3); the target label is estimated"
+    cornered = Mesa(inversion={"corner": 0, "size": 5})
+    assert cornered.uses.startswith("the patch's size (5) and its place, 0 from the corner;")
+    assert Pam(inversion={"name": "mesa"}).uses == Mesa().uses
+    assert Pam().uses == "none; the target label is estimated"
+    assert Pam(inversion={"name": "real"}).uses.startswith("the attacker's trigger")

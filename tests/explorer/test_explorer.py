@@ -305,6 +305,7 @@ def test_epsilon_shows_the_measured_rates(choice, lab, store):
     assert f"P-ASR <b>{point['p_asr'].item():.1f} %" in panel.text.value
     assert f"C-ASR <b>{point['c_asr'].item():.1f} %" in panel.text.value
     assert f"unseen clean <b>{control['p_asr'].item():.1f} %" in panel.text.value
+    assert "QRA in the authors' form, surrogate: the clean model." in panel.text.value
     assert "between the measured" not in panel.text.value
     before = panel.text.value, panel.pictures[0].value
     panel.slider.value = 5.0
@@ -438,6 +439,7 @@ def test_sentences_say_what_the_figures_mean():
     assert "it was asleep, not gone" in words.of_rho(0.0, 2, 80)
     assert "stays so after retuning (4 %)" in words.of_rho(1.0, 2, 4)
     assert "is not purified" in words.of_rho(1.0, 40, 80)
+    assert words.of_form("paper", "ep") == "QRA in the paper's form (eq. 2), surrogate: EP"
     assert words.of_epsilon(0, 3, 3, 1).startswith("Asleep: without a perturbation 3 %")
     assert words.of_epsilon(4, 3, 9, 1).startswith("Still asleep at 4/255")
     assert "from 3 to 90 %, while a clean model stays at 5 %" in words.of_epsilon(16, 3, 90, 5)

@@ -159,13 +159,19 @@ def test_what_an_oracle_chose_is_said_so_and_counts_neither_as_purified_nor_as_a
     ).assign(attack="badnet", seed=0)
     purified, control, transfer = results.query_findings(frame, pairs)
     assert purified.startswith(
-        "badnet, 2 of 4 models purified: QRA moves their mean ASR from 3.0 to 70.0"
+        "badnet, 2 of 4 models purified: QRA, the authors' form, moves their mean ASR from 3.0 to "
+        "70.0"
     )
     assert transfer == "badnet: learnt on another purified model, it reaches 40.0."
     assert control.startswith("badnet, control: on a clean model that no generator has seen, the")
+    eq2 = {"qe_p_asr": frame["q_p_asr"] / 2, "qe_c_asr": 2.0, "qe_clean_p_asr": 5.0}
+    both = results.query_findings(frame.assign(**eq2, qe_clean_c_asr=1.5), pairs)
+    assert both[:2] == [purified, control], "the paper's form stands beside the authors'"
+    assert "QRA, the paper's form (eq. 2), moves their mean ASR from 3.0 to 35.0; 2.0 %" in both[2]
+    assert "on the clean model, not its surrogate, the same images reach 5.0" in both[3]
     assert "reach 3.0; 0.5 % of clean images" in control
     [_, missing] = results.query_findings(frame.drop(columns="q_unseen_p_asr"), pd.DataFrame())
-    assert "no clean model" in missing
+    assert "not scored on a clean model that no generator has seen" in missing
     awake = frame.assign(o_asr=97.0)
     assert results.query_findings(awake, pairs) == ["badnet: none of 4 models is purified."]
 

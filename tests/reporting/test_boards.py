@@ -14,8 +14,8 @@ RESULTS = ROOT / "notebooks" / "results"
 KEPT = ["demo", "cifar10_small", "defenses"]
 
 
-def evidence(name):
-    plan = Plan(Study.load(ROOT / "params" / f"{name}.yaml"))
+def evidence(name, study=None):
+    plan = Plan(Study.load(ROOT / "params" / f"{study or name}.yaml"))
     return boards.read(plan, RESULTS / f"{name}.csv")
 
 
@@ -36,6 +36,24 @@ def test_no_claim_about_qra_is_judged_by_the_older_control(name):
     board = pd.read_csv(RESULTS / f"{name}_claims.csv")
     numbers = board["claim"].str.split(".").str[0].astype(int)
     assert (board.loc[numbers.between(20, 27), "verdict"] == "not tested").all()
+
+
+@pytest.mark.parametrize("name", ["cifar10_small", "defenses"])
+def test_an_inversion_without_its_diagnostics_is_not_judged(name):
+    found = evidence(name)
+    inverting = found.cells["defense"].isin(["bti", "bti_sam", "pam", "neural_cleanse", "mesa"])
+    assert set(found.cells.loc[inverting, "status"]) == {boards.UNKNOWN}
+    assert set(found.cells.loc[~inverting, "status"]) == {"done"}
+    assert not {"bti", "pam"} & set(found.done()["defense"])
+    assert {"bti", "pam"} <= set(evidence("demo_two_threads", "demo").done()["defense"])
+
+
+def test_a_table_of_defenses_has_a_board_or_a_word_why_not():
+    readme = (RESULTS / "README.md").read_text()
+    for path in RESULTS.glob("*.csv"):
+        has_defenses = "defense" in path.read_text().partition("\n")[0].split(",")
+        if has_defenses and path.stem not in KEPT:
+            assert f"no board for `{path.name}`" in " ".join(readme.split()).lower()
 
 
 def test_the_command(store, capsys):

@@ -94,6 +94,31 @@ def test_several_seeds_stand_under_their_mean_and_spread(plan, store, tiny_study
     assert ft.data.metrics["o_asr_std"] == pytest.approx(statistics.stdev(found), abs=0.01)
 
 
+def test_cells_of_other_settings_stay_beside_the_newest(plan, store, tiny_study, monkeypatch):
+    (store.folder / "params").mkdir()
+    settings = {"tiny": tiny_study.model_dump(mode="json")}
+    (store.folder / "params" / "tiny.yaml").write_text(json.dumps(settings["tiny"]))
+    monkeypatch.setattr(comparison, "ROOT", store.folder)
+    name = {"cell": "badnet / ft s0"}
+    comparison.log_cells(plan, store)
+    [first] = store.search("tiny", kind="cell", **name)
+    other = Plan(tiny_study.replace(retuning={**tiny_study.retuning, "poisoned": 1}))
+    assert not engine.run(other, Lab(store))
+    comparison.log_cells(other, store)
+    [second] = store.search("tiny", kind="cell", **name)
+    [kept] = store.search("tiny", kind="earlier cell", **name)
+    assert kept.info.run_id == first.info.run_id != second.info.run_id
+    assert second.data.params["changes"] == "retuning.poisoned=1"
+    assert "changes" not in first.data.params
+    assert [r.data.tags["ppr.cell"] for r in store.search("tiny", kind="earlier cell")] == (
+        ["badnet / ep (oracle) s0", "badnet / ft s0", "badnet / clean s0"]
+    ), "what RA is not taken of stays"
+    comparison.log_cells(plan, store)
+    shown = {run.info.run_id for run in store.search("tiny", kind="cell", **name)}
+    aside = {run.info.run_id for run in store.search("tiny", kind="earlier cell", **name)}
+    assert (shown, aside) == ({first.info.run_id}, {second.info.run_id}), "the newest is shown"
+
+
 def test_a_run_names_its_data_set(plan, store):
     comparison.log_cells(plan, store)
     run = store.search("tiny", kind="cell")[0]

@@ -10,6 +10,7 @@ from tests.reporting.made_up import cells, line
 
 PLACES = ("dataset", "model", "poison_rate")
 NAMES = ["bti", "ep", "pam"]
+PLACED = (("resnet18", 0.05), ("resnet18", 0.1), ("resnet50", 0.05))
 
 
 def evidence(settings=EVERY, attacks=("badnet", "blended"), **at):
@@ -67,6 +68,47 @@ def test_qra_stands_beside_what_its_generators_do_to_an_unseen_clean_model(drawn
     assert named[-1] == "clean model"
     clean, triggered = ([bar.get_width() for bar in c] for c in axis.containers[:2])
     assert (clean[-1], triggered[-1], triggered[0]) == (1.0, 5.0, 60.0)
+
+
+@pytest.mark.parametrize("number", [2, 15, 16])
+def test_qra_is_shown_of_purified_models_alone(number):
+    made = evidence([("cifar10", *place) for place in PLACED])
+    rows = made.cells
+    awake = (rows["defense"] == "bti") & (rows["attack"] == "badnet")
+    rows.loc[awake, ["o_asr", "q_p_asr", "q_unseen_p_asr"]] = 97.0
+    [figure] = plots.paper_figures(made, (number,)).values()
+    for axis in figure.axes:
+        named = [label.get_text() for label in axis.get_yticklabels()]
+        assert ("bti" in named) == axis.get_title().endswith("blended")
+        assert max(bar.get_width() for c in axis.containers for bar in c) == 60.0
+
+
+def test_transfers_are_a_bar_a_source_over_purified_baselines():
+    made = evidence([("cifar10", "resnet18", 0.05)])
+    rows, pairs = made.cells, made.transfers
+    rows.loc[(rows["defense"] == "bti") & (rows["attack"] == "badnet"), "o_asr"] = 97.0
+    about = pairs.iloc[0].to_dict() | {"p_asr": 99.0}
+    pairs.loc[(pairs["source"] == "bti") & (pairs["attack"] == "badnet"), "p_asr"] = 99.0
+    pairs.loc[(pairs["target"] == "bti") & (pairs["attack"] == "badnet"), "p_asr"] = 99.0
+    for name in ("ep", "ft", "pam"):
+        ends = [{"source": name, "target": "fst"}, {"source": "fst", "target": name}]
+        pairs = pd.concat([pairs, pd.DataFrame([about | end for end in ends])])
+    found = Evidence(rows, transfers=pairs)
+    [axis] = plots.paper_figures(found, (3,))[3].axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == BASELINES
+    badnet, blended = axis.containers[:2]
+    assert [bar.get_width() for bar in blended] == [30.0] * 5, "a bar a source, as in the paper"
+    assert [bar.get_width() for bar in badnet if bar.get_width() > 0] == [30.0] * 4
+
+
+def test_what_is_not_in_the_papers_setting_says_so():
+    place = [("cifar10", "resnet18", 0.05)]
+    for scale, numbers in (("query width 8 (1024)", (1, 2)), ("path points 3 (21)", (4,))):
+        drawn = plots.paper_figures(evidence(place, measure_scale=scale), numbers)
+        told = [n for n, one in drawn.items() if "another scale" in one.get_suptitle()]
+        assert told == [numbers[-1]], "and not the figure of RA alone"
+    other = plots.paper_figures(evidence(place, level="smaller", scale="width 16 (64)"), (1,))
+    assert "at another scale than the paper's" in other[1].get_suptitle()
 
 
 def test_one_setting_fills_what_it_can_and_names_itself():

@@ -285,6 +285,13 @@ def test_query_bars_are_the_asr_before_and_under_qra():
     assert widths(clean) == [1.0, 5.0, 4.0, 3.0]
 
 
+def test_the_papers_form_of_qra_stands_beside_the_authors():
+    [axis] = plots.query_bars(MEASURED.assign(qe_p_asr=33.0, qe_clean_p_asr=3.0)).axes
+    labels = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert labels[-2:] == ["triggered + QRA, eq. 2", "clean model, eq. 2"]
+    assert widths(axis.containers[3]) == [33.0] * 4
+
+
 def test_rival_bars_are_the_asr_that_each_way_reaches():
     [axis] = plots.rival_bars(MEASURED).axes
     assert ticks(axis) == NAMES[1:]

@@ -70,6 +70,27 @@ def test_figures_are_those_of_this_study_not_of_another_of_its_name(store, tiny_
     assert "data:image" not in written(store, study.replace(seeds=[1]))
 
 
+def test_with_further_studies_the_papers_figures_are_those_of_the_union(
+    store, tiny_study, tmp_path
+):
+    plan = Plan(tiny_study.replace(notebooks=["06_claims"]))
+    for name in ("6_figure_01.png", "6_other.png"):
+        (tmp_path / name).write_bytes(name.encode())
+    tags = {"kind": "notebook", "notebook": "06_claims", "settings": plan.mark}
+    run = store.start("tiny", "06_claims", tags=tags)
+    for path in tmp_path.glob("6_*.png"):
+        store.attach(run, path, "figures")
+    store.finish(run)
+    rows = pd.DataFrame([ROW | {"level": "paper", "scale": ""}])
+    figures = report._figures(plan, store, Evidence(rows))
+    assert len(figures) == 2, "alone, the notebook's"
+    other = rows.assign(poison_rate=0.1)
+    shown = report._figures(plan, store, Evidence(rows, further=other))
+    titles = [figure["title"] for figure in shown]
+    assert titles == ["other", "The paper's Figure 1, from this study and those beside it."]
+    assert base64.b64decode(shown[1]["source"].partition(",")[2]).startswith(b"\x89PNG")
+
+
 def test_it_opens_with_its_contents(store, tiny_study):
     html = written(store, tiny_study, level="smaller", scale="width 16 (64)")
     contents = re.search(r"<nav.*?</nav>", html, re.DOTALL).group()

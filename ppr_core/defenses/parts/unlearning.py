@@ -68,6 +68,11 @@ class Unlearning(Defense):
         """Whether the source is handed the attacker's trigger."""
         return self.inversion.oracle
 
+    @property
+    def uses(self) -> str:
+        """What the source, so configured, is told of the trigger."""
+        return f"{self.inversion.told or 'none'}; the target label is estimated"
+
     def needed(self) -> tuple[str, ...]:
         """Return what the way to step and the source need of a model."""
         return tuple(dict.fromkeys((*self.needs, *self.inversion.needs)))

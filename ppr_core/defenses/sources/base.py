@@ -23,6 +23,11 @@ class TriggerSource(Settings):
     needs: ClassVar[tuple[str, ...]] = ()  # of the model, besides forward and parameters
     later: ClassVar[frozenset[str]] = frozenset()  # settings that the first round does not read
 
+    @property
+    def told(self) -> str:
+        """What of the trigger, so configured, a defender is told; empty for nothing."""
+        return "the attacker's trigger" if self.oracle else ""
+
     def check(self, model: nn.Module, data: ImageSet) -> None:
         """Raise ConfigError or DataError at once where model or data cannot be served."""
 

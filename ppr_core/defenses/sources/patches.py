@@ -51,6 +51,12 @@ class PatchDistribution(TriggerSource):
     )
     schedule: Schedule = Field(TRAINING, description="of a generator and its critic")
 
+    @property
+    def told(self) -> str:
+        """The patch's size, and its place where a corner is set."""
+        place = "" if self.corner is None else f" and its place, {self.corner} from the corner"
+        return f"the patch's size ({self.size}){place}"
+
     def check(self, model: nn.Module, data: ImageSet) -> None:
         """Raise where the patch does not fit, or where there is no batch to normalise by."""
         side = self.size + (self.corner or 0)

@@ -32,14 +32,19 @@ def query_bars(rows: pd.DataFrame) -> Figure:
 
     Args:
         rows: `results.cells` of a study that measures "query"; where the perturbation was also
-            tried on a clean model that it was not learnt with, that is shown beside it.
+            tried on a clean model that it was not learnt with, that is shown beside it. The
+            paper's form (eq. 2) stands beside the authors' where it was measured.
     """
-    shown = {"o_asr": "triggered", "q_p_asr": "triggered + QRA", "q_c_asr": "clean + QRA"}
-    rows = named_rows(rows)
-    rows = rows[rows["q_p_asr"].notna()]
-    if "q_unseen_p_asr" in rows and rows["q_unseen_p_asr"].notna().any():
-        shown["q_unseen_p_asr"] = "unseen clean model"
-    return _grouped_bars(rows, shown, [BEFORE, AFTER, CLEAN, "#8c8c8c"][: len(shown)])
+    shown = {
+        "o_asr": ("triggered", BEFORE),
+        "q_p_asr": ("triggered + QRA", AFTER),
+        "q_c_asr": ("clean + QRA", CLEAN),
+        "q_unseen_p_asr": ("unseen clean model", "#8c8c8c"),
+        "qe_p_asr": ("triggered + QRA, eq. 2", "#e59866"),
+        "qe_c_asr": ("clean + QRA, eq. 2", "#8fce9f"),
+        "qe_clean_p_asr": ("clean model, eq. 2", "#c9c9c9"),
+    }
+    return _measured_bars(rows, shown)
 
 
 def rival_bars(rows: pd.DataFrame) -> Figure:
@@ -54,9 +59,14 @@ def rival_bars(rows: pd.DataFrame) -> Figure:
         "q_p_asr": ("QRA", "#4a90d9"),
         "trigger_asr": ("optimised trigger", "#6b4c9a"),
     }
+    return _measured_bars(rows, shown)
+
+
+def _measured_bars(rows: pd.DataFrame, shown: Mapping[str, tuple[str, str]]) -> Figure:
+    """Draw bars of those columns, name and colour by column, that models with QRA have."""
     rows = named_rows(rows)
     rows = rows[rows["q_p_asr"].notna()]
-    shown = {name: look for name, look in shown.items() if rows[name].notna().any()}
+    shown = {n: look for n, look in shown.items() if n in rows and rows[n].notna().any()}
     titles = {name: title for name, (title, _) in shown.items()}
     return _grouped_bars(rows, titles, [colour for _, colour in shown.values()])
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from ppr_core.reporting.claims.base import CIFAR10, MAIN, OTHERS, RARE
 from ppr_core.reporting.claims.query import CONTROLS
-from ppr_core.reporting.evidence import SETTING, Evidence, Scope
+from ppr_core.reporting.evidence import SETTING, Evidence, Scope, purified
 from ppr_core.reporting.plots.base import (
     AFTER,
     BEFORE,
@@ -19,6 +19,8 @@ from ppr_core.reporting.plots.base import (
     look_of,
     new_figure,
 )
+from ppr_core.reporting.results import among
+from ppr_core.reporting.setting import PAPER, used, with_scale
 
 Drawn = Callable[[Axes, pd.DataFrame, bool], None]
 
@@ -28,29 +30,33 @@ BOTH = ["badnet", "blended"]
 BASELINES = ["clean", "ep", "anp", "anp_oracle", "ibau", "ft_sam", "fst", "bti"]
 TITLES = {
     1: "RA: ASR before and after, mean over attacks",
-    2: "QRA on the defenses' models and on a clean one",
-    3: "QRA learnt on one model, used on another, mean over attacks",
+    2: "QRA on purified models and on a clean one",
+    3: "QRA learnt on one purified model, used on the others",
     4: "Backdoor error on the way to the purified model, mean over attacks",
     5: "Backdoor error on the way from each defense to EP",
     6: "Backdoor error on PAM's way, over rho",
     **dict.fromkeys(range(7, 14), "Backdoor error on the way to the purified model"),
     14: "Clean error on the way to the purified model",
-    15: "QRA at other poisoning rates",
-    16: "QRA on other models",
+    15: "QRA on purified models at other poisoning rates",
+    16: "QRA on other purified models",
 }
 WHERE = {
     **{1: CIFAR10, 2: MAIN, 3: MAIN, 4: CIFAR10, 5: MAIN, 6: MAIN, 7: MAIN},
     **{8: CIFAR10[1:2], 9: CIFAR10[2:3], 10: CIFAR10[3:4], 11: RARE, 12: OTHERS[:1]},
     **{13: OTHERS[1:], 14: MAIN, 15: RATES, 16: MODELS},
 }
-MEANS = (1, 3, 4)  # figures of means over attacks: a panel a setting; else a panel an attack, too
+WHOLE = (1, 3, 4)  # figures with a panel a setting; else a panel an attack, too
+OF_QUERIES, OF_PATHS = (2, 3, 15, 16), (*range(4, 15),)
+ELSEWHERE = "at another scale than the paper's"
+LOOKS = {"after the defense": BEFORE, "after RA": AFTER, "C-ASR": CLEAN, "P-ASR": AFTER}
 
 
 def paper_figures(evidence: Evidence, numbers: Sequence[int] = tuple(TITLES)) -> dict[int, Figure]:
     """Draw the figures of the paper that the runs can fill, by number.
 
     A figure whose settings no study has shows the one asked about in their place where it is one
-    of the paper's main ones (1 to 6 and 14); the panels' titles tell the setting.
+    of the paper's main ones (1 to 6 and 14); the panels' titles tell the setting, and the
+    figure's whether it differs from the paper's elsewhere.
     """
     drawn = {}
     for number in numbers:
@@ -61,7 +67,16 @@ def paper_figures(evidence: Evidence, numbers: Sequence[int] = tuple(TITLES)) ->
         frame, draw = _source(number, here)
         if frame is not None and len(frame):
             drawn[number] = _panels(number, frame, draw)
+            if not _as_in_the_paper(number, here.cells):
+                drawn[number].suptitle(f"Figure {number}. {TITLES[number]}, {ELSEWHERE}")
     return drawn
+
+
+def _as_in_the_paper(number: int, rows: pd.DataFrame) -> bool:
+    """Say whether what a figure shows was made in the paper's very setting."""
+    taken = {"barrier"} if number in OF_PATHS else set()
+    taken |= {"q_p_asr", "qe_p_asr"} if number in OF_QUERIES else set()
+    return bool((used(with_scale(rows), [*taken])["level"] == PAPER).all())
 
 
 def _source(number: int, e: Evidence) -> tuple[pd.DataFrame | None, Drawn]:
@@ -71,7 +86,7 @@ def _source(number: int, e: Evidence) -> tuple[pd.DataFrame | None, Drawn]:
     if number in (2, 15, 16):
         return _query(e, None if number == 2 else BOTH), _draw_bars
     if number == 3:
-        return _transfer(e), _draw_pairs
+        return _transfer(e), _draw_bars
     if not len(e.paths):
         return None, _draw_lines
     points = e.paths[e.paths["batch_norm"] == "interpolate"]
@@ -85,7 +100,7 @@ def _source(number: int, e: Evidence) -> tuple[pd.DataFrame | None, Drawn]:
 
 
 def _panels(number: int, frame: pd.DataFrame, draw: Drawn) -> Figure:
-    keys = [k for k in SETTING if k in frame] + ([] if number in MEANS else ["attack"])
+    keys = [k for k in SETTING if k in frame] + ([] if number in WHOLE else ["attack"])
     groups = list(frame.groupby(keys, sort=False)) if keys else [((), frame)]
     columns = min(len(groups), 4)
     rows = -(-len(groups) // columns)
@@ -123,14 +138,14 @@ def _bars(e: Evidence, shown: dict[str, str]) -> pd.DataFrame:
 
 
 def _query(e: Evidence, attacks: list[str] | None) -> pd.DataFrame:
-    """Return QRA's scores by defense, and what the same generators do to a clean model.
+    """Return QRA's scores on purified models, and what the same generators do to a clean model.
 
     By eq. 2 with EP as surrogate where it was run; else by the authors' code, where the clean
     model is the one that no generator saw.
     """
     for form in CONTROLS:
         own = [f"{form}_c_asr", f"{form}_p_asr"]
-        rows = e.of([name for name in BASELINES if name not in ("clean", "ep")], *own)
+        rows = purified(e.baselines("o_asr", *own))
         if len(rows):
             break
     else:
@@ -147,24 +162,25 @@ def _query(e: Evidence, attacks: list[str] | None) -> pd.DataFrame:
 
 
 def _transfer(e: Evidence) -> pd.DataFrame:
+    """Return what the perturbation of each source does on average to the others, by attack.
+
+    Among the paper's defenses where they purified: neither EP, FT and PAM, nor what is awake.
+    """
     if not len(e.transfers):
         return e.transfers
-    keep = e.transfers["source"].isin(BASELINES) & e.transfers["target"].isin(BASELINES)
-    return e.transfers[keep]
+    keys = [c for c in (*SETTING, "attack", "seed") if c in e.transfers]
+    pairs = among(e.transfers, purified(e.baselines("o_asr")), ("source", "target"), keys)
+    pairs = pairs[pairs["source"] != pairs["target"]]
+    means = pairs.groupby([*keys, "source"], sort=False)["p_asr"].mean().reset_index()
+    return means.rename(columns={"source": "name", "attack": "when", "p_asr": "asr"})
 
 
 def _draw_bars(axis: Axes, part: pd.DataFrame, last: bool) -> None:
     names = list(dict.fromkeys(part["when"]))
-    palette = [BEFORE, AFTER] if "after RA" in names else [CLEAN, AFTER]
-    how = {"hue_order": names, "palette": palette, "errorbar": "sd", "legend": last}
+    others = dict(zip(names, sns.color_palette("colorblind"), strict=False))
+    how = {"palette": others | LOOKS, "errorbar": "sd", "legend": last, "hue_order": names}
     sns.barplot(part, y="name", x="asr", hue="when", ax=axis, err_kws={"linewidth": 1.2}, **how)
     axis.set(xlabel="predicted as the target (%)", ylabel="", xlim=(0, 103))
-
-
-def _draw_pairs(axis: Axes, part: pd.DataFrame, last: bool) -> None:
-    table = part.pivot_table(index="source", columns="target", values="p_asr", aggfunc="mean")
-    sns.heatmap(table, vmin=0, vmax=100, annot=True, fmt=".0f", cmap="Reds", cbar=last, ax=axis)
-    axis.set(xlabel="used on", ylabel="learnt on")
 
 
 def _draw_lines(axis: Axes, part: pd.DataFrame, last: bool) -> None:
