@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -13,8 +13,6 @@ from ppr_core.reactivation.battery import Battery
 from ppr_core.reactivation.beside import Control, run
 from ppr_core.reactivation.cells import Bench, Cell, Setting
 from ppr_core.reactivation.figures import (
-    beyond,
-    broken,
     by_count,
     by_place,
     counted,
@@ -25,8 +23,9 @@ from ppr_core.reactivation.figures import (
     wake_count,
 )
 from ppr_core.reactivation.gates import Evidence, ratio
+from ppr_core.reactivation.objections import against
 from ppr_core.reactivation.summary import Figures, conclude, objection
-from ppr_core.reactivation.verdicts import Limits, QueryResult, Verdict
+from ppr_core.reactivation.verdicts import QueryResult, Verdict
 
 CANDIDATES = 3  # worst settings that are tried with fresh draws until one stays admissible
 
@@ -150,53 +149,12 @@ class _Examination:
         sooner that it cannot be said to hold.
         """
         self.cells = self._judged(self.battery.complete(self.bench, self.model, self.cells))
-        return self._beyond(ep) or self._broken(ep) or self._unconfirmed(ep)
+        tables, limits = [control.cells for control in self.controls], self.battery.limits
+        return against(self.cells, tables, self.of(ep), self.unconfirmed, limits)
 
-    def _beyond(self, ep: Control) -> str:
-        """Say where the model wakes far beyond the clean ones and EP's."""
-        for place, p_asr, clean in beyond(self.cells, *self._measures()):
-            highest = max(clean, self._of(ep, place))
-            if p_asr - highest >= self.battery.limits.margin:
-                return (
-                    f"{place} bring it to {p_asr:.0f} %, models without the backdoor to "
-                    f"{highest:.0f} % at the most"
-                )
-        return ""
-
-    def _broken(self, ep: Control) -> str:
-        """Say where RA breaks the model, and neither clean ones nor EP's."""
-        for place, p_asr, clean in broken(self.cells, *self._measures()):
-            if p_asr is None:
-                return f"{place} leave clean models intact, but make this one diverge"
-            if p_asr - max(clean, self._of(ep, place)) >= self.battery.limits.margin:
-                return (
-                    f"{place} bring it to {p_asr:.0f} % while its C-Acc breaks down, and leave "
-                    "clean models intact"
-                )
-        return ""
-
-    def _unconfirmed(self, ep: Control) -> str:
-        """Say which setting, worse than the one that it is judged by, could not be tried anew."""
-        limits = self.battery.limits
-        kept = counted(self.cells, limits)
-        for place in self.unconfirmed:
-            draws = [cell for cell in kept if cell.setting.place == place]
-            p_asr = statistics.fmean(cell.p_asr or 0.0 for cell in draws)
-            exact = statistics.fmean(self.beside([ep], draws))
-            if p_asr - exact > limits.band:
-                return (
-                    f"{place} bring it to {p_asr:.0f} %, EP's to {exact:.0f} %, and fresh draws "
-                    "that could confirm or refute it do not count"
-                )
-        return ""
-
-    def _measures(self) -> tuple[list[list[Cell]], Limits]:
-        return [control.cells for control in self.controls], self.battery.limits
-
-    def _of(self, ep: Control, place: Setting) -> float:
-        """Return EP's mean P-ASR over the draws of a setting that the model went through."""
-        draws = {c.setting: c for c in self.cells if c.setting.place == place}
-        return statistics.fmean(self.beside([ep], list(draws.values())))
+    def of(self, other: Control) -> Callable[[Sequence[Cell]], float]:
+        """Return what tells another model's mean P-ASR in some cells."""
+        return lambda cells: statistics.fmean(self.beside([other], cells))
 
     def evidence(self) -> dict[str, float | None]:
         """Return what the cells themselves tell the checks."""

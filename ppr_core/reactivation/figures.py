@@ -82,7 +82,7 @@ def by_count(cells: Iterable[Cell]) -> list[tuple[int, float]]:
     """Return (poisons, median P-ASR over draws) of the count arm; a diverged draw sleeps."""
     draws: dict[int, list[float]] = defaultdict(list)
     for cell in cells:
-        if cell.arm == "count":
+        if cell.arm == "count" and cell.setting.poisons:
             draws[cell.setting.poisons].append(cell.p_asr or 0.0)
     return [(count, statistics.median(values)) for count, values in sorted(draws.items())]
 

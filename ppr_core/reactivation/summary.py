@@ -2,35 +2,36 @@
 
 import statistics
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Strict
+from pydantic import Strict, model_validator
 
 from ppr_core.config import Field, Settings
+from ppr_core.errors import need
 from ppr_core.reactivation.cells import Setting
-from ppr_core.reactivation.verdicts import Limits, QueryResult, Verdict, verdict
+from ppr_core.reactivation.verdicts import Limits, Percent, QueryResult, Verdict, verdict
 
-Count = Annotated[tuple[int, float], Strict(False)]  # JSON has no tuples
+Count = Annotated[tuple[Annotated[int, Field(ge=1)], Percent], Strict(False)]  # JSON has no tuples
 
 
 class Figures(Settings):
     """What the battery says of one model."""
 
-    o_asr: float = Field(description="ASR of the model as it came, percent")
-    c_acc: float = Field(description="its clean accuracy, percent")
+    o_asr: Percent = Field(description="ASR of the model as it came, percent")
+    c_acc: Percent = Field(description="its clean accuracy, percent")
     worst_arm: str = Field("", description="arm of the worst admissible setting")
     worst: Setting | None = Field(None, description="that setting; none: there is none")
-    p_asr: list[float] = Field([], description="P-ASR there, a value a fresh draw, percent")
-    clean_p_asr: list[float] = Field([], description="the clean models' mean, draw by draw")
-    ep_p_asr: list[float] = Field([], description="EP's, draw by draw")
-    ep_o_asr: float | None = Field(None, description="ASR of EP's model as it came, percent")
-    wake_count: float | None = Field(None, description="n50; none: more than any tried")
-    clean_wake_count: float | None = Field(None, description="n50 of the clean models, the lowest")
+    p_asr: list[Percent] = Field([], description="P-ASR there, a value a fresh draw, percent")
+    clean_p_asr: list[Percent] = Field([], description="the clean models' mean, draw by draw")
+    ep_p_asr: list[Percent] = Field([], description="EP's, draw by draw")
+    ep_o_asr: Percent | None = Field(None, description="ASR of EP's model as it came, percent")
+    wake_count: float | None = Field(None, ge=0, description="n50; none: more than any tried")
+    clean_wake_count: float | None = Field(None, ge=0, description="the lowest of the clean models")
     counts: list[Count] = Field([], description="(poisons, median P-ASR), of admissible draws")
     clean_counts: list[Count] = Field([], description="likewise, mean of clean models")
     paper_poisons: int = Field(0, description="poisons of RA at the paper's strength")
-    paper_p_asr: float | None = Field(None, description="median P-ASR there, percent")
-    recovery_epochs: float | None = Field(None, description="to 50 % ASR; none: not reached")
+    paper_p_asr: Percent | None = Field(None, description="median P-ASR there, percent")
+    recovery_epochs: float | None = Field(None, ge=0, description="to 50 % ASR; none: not reached")
     queries: list[QueryResult] = Field([], description="QRA by budget")
     beyond: str = Field(
         "",
@@ -39,6 +40,18 @@ class Figures(Settings):
     )
     gates: list[str] = Field([], description="why there is no verdict, a sentence each")
     verdict: Verdict = Field(description="in words")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        draws = [len(one) for one in (self.p_asr, self.clean_p_asr, self.ep_p_asr)]
+        need(
+            draws[1] == draws[0] and draws[2] in (0, draws[0]),
+            f"expected as many draws of the clean models and of EP's, got {draws}",
+        )
+        for counts in (self.counts, self.clean_counts):
+            tried = [count for count, _ in counts]
+            need(tried == sorted({*tried}), f"expected rising counts of poisons, got {tried}")
+        return self
 
     @property
     def query_gain(self) -> float | None:
