@@ -11,8 +11,8 @@ from ppr_core.lab import pages
 from ppr_core.reactivation.summary import Figures
 from ppr_core.reporting.submission import Examined as Examined
 from ppr_core.reporting.submission import Submission as Submission
+from ppr_core.reporting.submission import consistent
 from ppr_core.reporting.submission import environment as environment
-from ppr_core.reporting.submission import need_consistent
 from ppr_core.reporting.submission import read as read
 from ppr_core.reporting.submission import save as save
 from ppr_core.reporting.tracks import Standing, standing
@@ -40,8 +40,7 @@ def admitted(folder: Path) -> list[Row]:
         twin = found.setdefault(one.row, path)
         need(twin == path, f"{path}: expected one file a row, got {twin.name} of it", DataError)
         try:
-            rows.append((one, standing(one)))
-            need_consistent(one)
+            rows.append((consistent(one), standing(one)))
         except (ConfigError, DataError) as error:
             raise DataError(f"{path}: {error}") from None
     return rows

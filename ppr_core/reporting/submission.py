@@ -125,14 +125,20 @@ def read(path: Path) -> Submission:
         ) from None
 
 
-def need_consistent(one: Submission) -> None:
-    """Raise DataError where a submission says another thing than its own runs do."""
+def consistent(one: Submission) -> Submission:
+    """Return a submission with the verdict, and its reason, that its own runs lead to.
+
+    Raises:
+        DataError: it says another one, or figures that are not those of its cells.
+    """
     limits = one.limits
     for run in one.runs:
         _need_same(run.figures.verdict, conclude(run.figures, limits), f"seed {run.seed}")
         if one.conditions:  # what names its settings was written with all of its cells
             _need_of_its_cells(run, limits)
-    _need_same(one.verdict, combine([run.figures for run in one.runs], limits), "all seeds")
+    found = combine([run.figures for run in one.runs], limits)
+    _need_same(one.verdict, found, "all seeds")
+    return one.replace(verdict=found)
 
 
 def _need_same(said: Verdict, found: Verdict, where: str) -> None:
