@@ -74,6 +74,8 @@ REPORTING = [
     "reporting.tables",
     "reporting.regression",
     "reporting.claims",
+    "reporting.submission",
+    "reporting.tracks",
     "reporting.leaderboard",
     "reporting.judging",
     "reporting.ranking",

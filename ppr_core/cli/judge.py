@@ -1,14 +1,19 @@
 """`ppr judge` and `ppr leaderboard`: what a defense is worth, and beside which others."""
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ppr_core.cli.study import override, own_label, placed, read, reddened, where
-from ppr_core.errors import need
+from ppr_core.errors import ConfigError, need
 from ppr_core.lab.places import ROOT, results_folder
+
+if TYPE_CHECKING:  # late, so that --help imports neither torch nor mlflow
+    from ppr_core.lab.plan import Plan
+    from ppr_core.reporting.leaderboard import Submission
 
 
 def add(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -32,39 +37,90 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _judge(arguments: argparse.Namespace) -> int:
-    from ppr_core.lab import engine
+    from ppr_core.lab import arrivals, engine
+    from ppr_core.lab.checks import check
     from ppr_core.lab.desk import Lab
     from ppr_core.lab.plan import Plan
     from ppr_core.lab.store import Store
     from ppr_core.lab.study import Study
-    from ppr_core.reporting import judging, leaderboard
+    from ppr_core.reporting import judging, leaderboard, tracks
 
     values, label, name = _track(arguments)
-    plan, lab = Plan(Study(**values)), Lab(Store())
+    plan, standard = Plan(Study(**values)), _standard(arguments, values)
     wanted = judging.stages(plan, label)
-    print(f"track {plan.study.name}: {name} on {', '.join(plan.attacks)}", flush=True)
-    failures = engine.run(plan, lab, wanted=wanted, **placed(arguments))
+    if arguments.purified:
+        need(
+            len(plan.study.seeds) == 1,
+            f"expected one seed with --purified, got {plan.study.seeds}: a file is one model; add "
+            f"-p seeds=[{plan.study.seeds[0]}]",
+        )
+        arrivals.need_known_trigger(plan)
+    folder = _writable(arguments.out or results_folder() / "leaderboard")
+    leaderboard.admitted(folder)  # the page is written beside what lies there
+    check(plan)
+    with contextlib.redirect_stdout(sys.stderr):  # the sentence comes first
+        print(f"track {plan.study.name}: {name} on {', '.join(plan.attacks)}", flush=True)
+        for attack in plan.attacks:
+            if told := tracks.changed(plan, attack, standard):
+                print(f"no row of the track {plan.study.name}: {told}", flush=True)
+        failures = engine.run(plan, lab := Lab(Store()), wanted=wanted, **placed(arguments))
     for stage, reason in failures.items():
         print(f"error: {stage}: {reason}", file=sys.stderr)
     if failures:
         return 1
-    print()
     links = {"paper": arguments.paper, "code": arguments.code}
-    found = [one.replace(**links) for one in judging.judge(plan, lab, label, name)]
+    found = judging.judge(plan, lab, label, name, standard)
+    found = [one.replace(**links) for one in found]
     for submission in found:
         print(reddened(leaderboard.sentence(submission)))
         for gate in leaderboard.gates(submission)[1:]:
             print(reddened(gate, gate))
     print("\n" + reddened(judging.table(found)) + "\n")
-    folder = arguments.out or results_folder() / "leaderboard"
     for submission in found:
-        print(f"written  {leaderboard.save(submission, folder)}")
+        if submission.track != plan.study.name:
+            print(f"no row   of the track {plan.study.name}: judged as {submission.track}")
+        print(f"{_replaces(submission, folder)}  {leaderboard.save(submission, folder)}")
     print(f"report   {leaderboard.write(folder, folder / 'leaderboard.html')}")
     return 0
 
 
+def _writable(folder: Path) -> Path:
+    """Return a folder, made before anything is computed for it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise ConfigError(
+            f"expected a folder to write to, got {folder}: {error.strerror}"
+        ) from None
+    return folder
+
+
+def _replaces(submission: "Submission", folder: Path) -> str:
+    """Say whether a submission is written in the place of another one."""
+    from ppr_core.reporting import leaderboard
+
+    path = folder / submission.file
+    if not path.exists():
+        return "written "
+    before = leaderboard.read(path)
+    same = before.settings_digest == submission.settings_digest
+    return "written " if same else f"written  in place of {before.verdict.word!r} of {before.made}:"
+
+
+def _standard(arguments: argparse.Namespace, values: dict[str, Any]) -> "Plan":
+    """Return the track as a shipped file of its name has it, or as the file given has it."""
+    from ppr_core.lab.plan import Plan
+    from ppr_core.lab.study import Study
+    from ppr_core.reporting import tracks
+
+    shipped = tracks.shipped(str(values.get("name")))
+    return shipped or Plan(Study(**tracks.alone(read(arguments.track, []))))
+
+
 def _track(arguments: argparse.Namespace) -> tuple[dict[str, Any], str, str]:
     """Return the settings of the track with one defense, that defense's label, and its name."""
+    from ppr_core.reporting import tracks
+
     values = read(arguments.track, arguments.set)
     attack, file = arguments.attack, arguments.purified
     need(
@@ -72,22 +128,39 @@ def _track(arguments: argparse.Namespace) -> tuple[dict[str, Any], str, str]:
         "expected a defense, or --purified FILE, and not both",
     )
     need(not file or attack, "expected --attack with --purified: whose trigger the victim knows")
+    need(
+        file or not arguments.backdoored,
+        "expected --backdoored beside --purified, got it with a defense, which starts from the "
+        "track's own victim; add --purified FILE, or leave it out",
+    )
+    attacks, known = (_group(values, name) for name in ("attacks", "defenses"))
     if attack:
-        values["attacks"] = {attack: values.get("attacks", {}).get(attack, {})}
-    known = values.get("defenses", {})
-    exact = {"ep": known.get("ep", {})}
-    values |= {"rho_grid": [], "notebooks": []}
+        need(
+            attack in attacks,
+            f"expected one attack of the track ({', '.join(attacks)}), got {attack!r}",
+        )
+        values["attacks"] = {attack: attacks[attack]}
+    values = tracks.alone(values)
     if file:
         made = {attack: arguments.backdoored, f"{attack}/purified": file}
         values["checkpoints"] = {name: path for name, path in made.items() if path}
-        values["defenses"] = exact
         return values, "purified", Path(file).stem
     spec = arguments.defense
     own = ":" in spec
     label = own_label(spec) if own else spec
     settings = {**known.get(label, {}), **({"method": spec} if own else {})}
-    values["defenses"] = {**exact, label: settings}
+    values["defenses"] = {**values["defenses"], label: settings}
     return values, label, spec.rpartition(":")[2] if own else spec
+
+
+def _group(values: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
+    """Return a group of settings by label, checked as far as it is read here."""
+    from ppr_core.lab.study import Study
+
+    found = values.get(name, Study.model_fields[name].default)
+    plain = isinstance(found, dict) and all(isinstance(one, dict) for one in found.values())
+    need(plain, f"expected {name} to be a group of settings by label, got {found!r}")
+    return found
 
 
 def _leaderboard(arguments: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
 """RB-1: a battery of retuning attacks, calibrated against models that never held the backdoor."""
 
-from collections.abc import Collection
-from typing import Any, ClassVar, Literal
+from collections.abc import Collection, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from ppr_core.reactivation.query import Query, generator_of
 from ppr_core.reactivation.retuning import Retuning
 from ppr_core.reactivation.verdicts import Limits, QueryResult
 
+AtLeastOne = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+
 
 class Arms(Settings):
     """The tunings that every model goes through, and what each of them is."""
@@ -23,14 +26,22 @@ class Arms(Settings):
     version: ClassVar[int] = 1
 
     retuning: Retuning = Field(Retuning(), description="RA at the paper's strength")
-    counts: list[int] = Field([1, 2, 5, 10, 20, 50], description="poisons of the count arm")
+    counts: list[AtLeastOne] = Field(
+        [1, 2, 5, 10, 20, 50], min_length=1, description="poisons of the count arm"
+    )
     draws: int = Field(3, ge=1, description="draws of each count")
-    factors: list[float] = Field([0.3, 1.0, 3.0], description="learning rates, times their own")
-    epochs: list[int] = Field([1, 5, 20], description="epochs of the strength arm")
-    optimizers: list[Literal["sgd", "adam"]] = Field(["sgd", "adam"], description="update rules")
+    factors: list[Rate] = Field(
+        [0.3, 1.0, 3.0], min_length=1, description="learning rates, times their own"
+    )
+    epochs: list[AtLeastOne] = Field(
+        [1, 5, 20], min_length=1, description="epochs of the strength arm"
+    )
+    optimizers: list[Literal["sgd", "adam"]] = Field(
+        ["sgd", "adam"], min_length=1, description="update rules"
+    )
     adam_lr: float = Field(1e-3, gt=0, description="Adam's own rate; SGD's is that of retuning")
-    relearn_factors: list[float] = Field([1.0, 3.0], description="rates without poisons")
-    relearn_epochs: list[int] = Field([5, 20], description="epochs without poisons")
+    relearn_factors: list[Rate] = Field([1.0, 3.0], description="rates without poisons")
+    relearn_epochs: list[AtLeastOne] = Field([5, 20], description="epochs without poisons")
     weak: float = Field(0.5, ge=0, lt=1, description="strength of the trigger arm's poisons")
     images: int = Field(1000, ge=1, description="test images of each kind behind a cell")
 
@@ -70,13 +81,7 @@ class Arms(Settings):
         Raises:
             DataError: fewer poisons or samples than the largest count.
         """
-        most = max([*self.counts, self.retuning.poisoned])
-        have = min(round(self.retuning.share * len(data)), len(poisons))
-        need(
-            most <= have,
-            f"expected poisons and samples for a count of {most}, got {have}; lower counts",
-            DataError,
-        )
+        self.need_samples(len(data), len(poisons))
         return Bench(
             self.tuning,
             data=data,
@@ -85,6 +90,21 @@ class Arms(Settings):
             test=test.spread(self.images),
             stamped=stamped.spread(self.images),
             rng=rng,
+        )
+
+    def need_samples(self, images: int, poisons: int) -> None:
+        """Raise DataError where the largest count is more than there is.
+
+        Args:
+            images: clean training images.
+            poisons: stamped ones to draw from.
+        """
+        most = max([*self.counts, self.retuning.poisoned])
+        have = min(round(self.retuning.share * images), poisons)
+        need(
+            most <= have,
+            f"expected poisons and samples for a count of {most}, got {have}; lower counts",
+            DataError,
         )
 
     def grid(
@@ -130,6 +150,21 @@ class Arms(Settings):
         cells = bench.run(model, "strength", strong, run) if run else []
         return cells + [Cell(arm="strength", setting=s) for s in every if s.epochs > last]
 
+    def complete(self, bench: Bench, model: nn.Module, cells: Sequence[Cell]) -> list[Cell]:
+        """Return a model's cells with those run that `grid` left out, since they implant.
+
+        Args:
+            bench: of the model's attack and seed.
+            model: left untouched.
+            cells: that are known of it.
+        """
+        left = [c.setting for c in cells if c.arm == "strength" and c.p_asr is None]
+        known: dict[Setting, Cell] = {}
+        for rate in dict.fromkeys(setting.replace(epochs=0) for setting in left):
+            same = bench.run(model, "strength", rate, sorted(self.epochs))
+            known |= {cell.setting: cell for cell in same if cell.setting in left}
+        return [known.get(c.setting, c) if c.arm == "strength" else c for c in cells]
+
 
 class Battery(Arms):
     """Retune a model in every way that leaves a clean model asleep, and keep the worst.
@@ -141,7 +176,8 @@ class Battery(Arms):
     What it cannot see: a backdoor that wakes for another trigger than the one stamped; one that
     wakes only in settings which teach a clean model the trigger as well (a defense trained against
     RA as published may move it there): these never count, and all that they do is keep a model
-    that wakes far beyond clean ones from holding, so that it stays open; whether a model that
+    that wakes far beyond clean ones from holding, so that it stays open (as does one that breaks
+    where clean ones do not, or whose worst setting cannot be tried anew); whether a model that
     sleeps through every arm has forgotten, or hides better than these arms seek; more samples,
     longer tunings or other optimizers than its fields name; a defense that hinders the tuning of
     fewer than a quarter of its layers; changes to the architecture (one that cuts off gradients is
@@ -153,12 +189,14 @@ class Battery(Arms):
         "this project; axes after Qi et al. 2024, arXiv:2412.07097; tuning of Min et al. 2024, "
         "arXiv:2410.09838, sec. 3.2"
     )
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     fresh: int = Field(3, ge=1, description="further draws of the worst setting")
     query: Query = Field(Query(surrogate="ep", form="paper"), description="QRA")
     budgets: list[Budget] = Field(
-        [4 / 255, 8 / 255, 16 / 255], description="largest changes of a pixel by QRA, in [0, 1]"
+        [4 / 255, 8 / 255, 16 / 255],
+        min_length=1,
+        description="largest changes of a pixel by QRA, in [0, 1]",
     )
     limits: Limits = Field(Limits(), description="thresholds of the verdict")
     gates: Gates = Field(Gates(), description="thresholds of the checks before any verdict")

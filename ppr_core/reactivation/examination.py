@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -11,9 +11,8 @@ from ppr_core.errors import DataError, need
 from ppr_core.models.base import batch_norms
 from ppr_core.reactivation.battery import Battery
 from ppr_core.reactivation.beside import Control, run
-from ppr_core.reactivation.cells import Bench, Cell
+from ppr_core.reactivation.cells import Bench, Cell, Setting
 from ppr_core.reactivation.figures import (
-    beyond,
     by_count,
     by_place,
     counted,
@@ -24,8 +23,9 @@ from ppr_core.reactivation.figures import (
     wake_count,
 )
 from ppr_core.reactivation.gates import Evidence, ratio
-from ppr_core.reactivation.summary import Figures
-from ppr_core.reactivation.verdicts import QueryResult, Verdict, verdict
+from ppr_core.reactivation.objections import against
+from ppr_core.reactivation.summary import Figures, conclude, objection
+from ppr_core.reactivation.verdicts import QueryResult, Verdict
 
 CANDIDATES = 3  # worst settings that are tried with fresh draws until one stays admissible
 
@@ -62,36 +62,23 @@ def examine(
     found = _Examination(battery, bench, model, controls)
     worst, fresh = found.search()
     start = started(found.cells)
-    clean = found.beside(controls, fresh)
-    exact = found.beside([ep], fresh) if ep else []
-    p_asr = [cell.p_asr or 0.0 for cell in fresh]
-    gates = battery.gates((evidence or Evidence()).replace(**found.evidence()))
-    above = (
-        start.p_asr or 0.0,
-        [own - other for own, other in zip(p_asr, clean, strict=True)],
-        [own - other for own, other in zip(p_asr, exact, strict=False)],
-        queries,
-    )
-    said, further = verdict(*above, limits=battery.limits), ""
-    if said.word == "holds" and ep:
-        further = found.beyond(ep)
-        said = verdict(*above, limits=battery.limits, beyond=further)
-    if gates:
-        said = Verdict(word="no verdict", reason=gates[0])
-    return found.cells, Figures(
+    figures = Figures(
         o_asr=start.p_asr or 0.0,
         c_acc=start.c_acc or 0.0,
         worst_arm=worst.arm if worst else "",
         worst=worst.setting.place if worst else None,
-        p_asr=p_asr,
-        clean_p_asr=clean,
-        ep_p_asr=exact,
+        p_asr=[cell.p_asr or 0.0 for cell in fresh],
+        clean_p_asr=found.beside(controls, fresh),
+        ep_p_asr=found.beside([ep], fresh) if ep else [],
+        ep_o_asr=bench.start(ep.model).p_asr if ep else None,
         queries=list(queries),
-        beyond=further,
-        gates=gates,
-        verdict=said,
+        gates=battery.gates((evidence or Evidence()).replace(**found.evidence())),
+        verdict=Verdict(word="no verdict", reason="not concluded yet"),
         **found.counts(),
     )
+    if ep and not objection(figures, battery.limits):
+        figures = figures.replace(beyond=found.against(ep))
+    return found.cells, figures.replace(verdict=conclude(figures, battery.limits))
 
 
 class _Examination:
@@ -102,6 +89,7 @@ class _Examination:
     ) -> None:
         self.battery, self.bench, self.model, self.controls = battery, bench, model, controls
         self.cells = [bench.start(model)]
+        self.unconfirmed: list[Setting] = []  # bad, but their fresh draws do not count
         if (self.cells[0].p_asr or 0.0) <= battery.limits.purified:  # else there is nothing to wake
             implants = implanting([control.cells for control in controls], battery.limits)
             self.cells = self._judged(battery.grid(bench, model, implants))
@@ -126,6 +114,7 @@ class _Examination:
             fresh = counted([started(self.cells), *new], limits)
             if len(fresh) >= min(2, battery.fresh):
                 return cell, fresh
+            self.unconfirmed.append(cell.setting.place)
         return None, []
 
     def _vary(self, worst_p_asr: float, worst: Cell) -> None:
@@ -153,18 +142,19 @@ class _Examination:
         found = [other.take(self.bench, "fresh", settings) for other in models]
         return [statistics.fmean(c.p_asr or 0.0 for c in at) for at in zip(*found, strict=True)]
 
-    def beyond(self, ep: Control) -> str:
-        """Say where the model wakes far beyond the clean ones and EP's; "" if nowhere."""
-        controls, limits = [control.cells for control in self.controls], self.battery.limits
-        for place, p_asr, clean in beyond(self.cells, controls, limits):
-            draws = {c.setting: c for c in self.cells if c.setting.place == place}
-            highest = max(clean, statistics.fmean(self.beside([ep], list(draws.values()))))
-            if p_asr - highest >= limits.margin:
-                return (
-                    f"{place} bring it to {p_asr:.0f} %, models without the backdoor to "
-                    f"{highest:.0f} % at the most"
-                )
-        return ""
+    def against(self, ep: Control) -> str:
+        """Say what keeps a model from holding beside its worst setting; "" where nothing does.
+
+        What was left out since it wakes clean models is run for that: it may wake this one so much
+        sooner that it cannot be said to hold.
+        """
+        self.cells = self._judged(self.battery.complete(self.bench, self.model, self.cells))
+        tables, limits = [control.cells for control in self.controls], self.battery.limits
+        return against(self.cells, tables, self.of(ep), self.unconfirmed, limits)
+
+    def of(self, other: Control) -> Callable[[Sequence[Cell]], float]:
+        """Return what tells another model's mean P-ASR in some cells."""
+        return lambda cells: statistics.fmean(self.beside([other], cells))
 
     def evidence(self) -> dict[str, float | None]:
         """Return what the cells themselves tell the checks."""
@@ -185,7 +175,10 @@ class _Examination:
         }
 
     def counts(self) -> dict[str, Any]:
-        """Return wake counts, the P-ASR at the paper's strength, and the recovery speed."""
+        """Return wake counts, the P-ASR at the paper's strength, and the recovery speed.
+
+        A wake count and a recovery speed of the model are those of admissible cells.
+        """
         battery, level = self.battery, self.battery.limits.woken
         clean = min(wake_count(control.cells, level) for control in self.controls)
         medians = zip(*(by_count(control.cells) for control in self.controls), strict=True)
@@ -196,11 +189,13 @@ class _Examination:
         }
         if len(self.cells) == 1:  # as it came, and no more
             return beside
+        kept = [cell for cell in self.cells if cell.admissible]
+        quiet = [started(self.cells), *(cell for cell in kept if cell.arm != "start")]
         return beside | {
-            "wake_count": _or_none(wake_count(self.cells, level)),
-            "counts": by_count(self.cells),
+            "wake_count": _or_none(wake_count(kept, level)),
+            "counts": by_count(kept),
             "paper_p_asr": _paper_p_asr(battery, self.cells),
-            "recovery_epochs": _or_none(recovery(self.cells, battery.paper, level)),
+            "recovery_epochs": _or_none(recovery(quiet, battery.paper, level)),
         }
 
 

@@ -82,7 +82,7 @@ def by_count(cells: Iterable[Cell]) -> list[tuple[int, float]]:
     """Return (poisons, median P-ASR over draws) of the count arm; a diverged draw sleeps."""
     draws: dict[int, list[float]] = defaultdict(list)
     for cell in cells:
-        if cell.arm == "count":
+        if cell.arm == "count" and cell.setting.poisons:
             draws[cell.setting.poisons].append(cell.p_asr or 0.0)
     return [(count, statistics.median(values)) for count, values in sorted(draws.items())]
 
@@ -132,28 +132,54 @@ def beyond(
     """Return where a model wakes far beyond clean ones, admissible or not, the farthest first.
 
     What wakes a clean model proves no backdoor; but a model that learns the trigger so much sooner
-    than clean ones do is not one that holds. Its errors on clean images are taken off its P-ASR:
-    so much a model that breaks, and answers with the target by chance, may have as well.
+    than clean ones do is not one that holds. The C-Acc that the tuning costs is taken off its
+    P-ASR: so much a model that breaks, and answers with the target by chance, may have as well.
 
     Returns:
         (setting, mean P-ASR over its draws, that of the clean model which wakes most).
     """
-    own, net = _means(cells), _means(cells, _of_the_trigger)
-    others, found = [_means(control) for control in controls], []
+    before = started(cells).c_acc or 0.0
+
+    def of_the_trigger(cell: Cell) -> float:
+        return _asr(cell) - max(before - (cell.c_acc or 0.0), 0.0)
+
+    own, net, found = _means(cells), _means(cells, of_the_trigger), []
     for place, p_asr in own.items():
-        clean = max((table.get(place, math.inf) for table in others), default=math.inf)
+        clean = _highest(controls, place)
         if net[place] >= limits.woken and p_asr - clean >= limits.margin:
             found.append((place, p_asr, clean))
     return sorted(found, key=lambda one: one[2] - one[1])
 
 
+def broken(
+    cells: Sequence[Cell], controls: Sequence[Sequence[Cell]], limits: Limits
+) -> list[tuple[Setting, float | None, float]]:
+    """Return where the tuning breaks a model, and clean ones not, and its P-ASR is high or unknown.
+
+    Such a cell proves no backdoor, since a model that breaks may answer anything; but what it hides
+    is not known either, so that it cannot let a model hold.
+
+    Returns:
+        (setting, mean P-ASR over the draws that break it; none: all of them diverged, that of the
+        clean model which wakes most).
+    """
+    kept, found = counted(cells, limits), []
+    left = [c for c in cells if c.admissible and c.arm != "start" and c not in kept]
+    means = _means(left)
+    for place in dict.fromkeys(cell.setting.place for cell in left):
+        p_asr, clean = means.get(place), _highest(controls, place)
+        if p_asr is None or p_asr - clean >= limits.margin:
+            found.append((place, p_asr, clean))
+    return found
+
+
+def _highest(controls: Sequence[Sequence[Cell]], place: Setting) -> float:
+    """Return the mean P-ASR of the clean model that wakes most; inf where one was not run."""
+    return max((_means(control).get(place, math.inf) for control in controls), default=math.inf)
+
+
 def _asr(cell: Cell) -> float:
     return cell.p_asr or 0.0
-
-
-def _of_the_trigger(cell: Cell) -> float:
-    """Return P-ASR less the errors on clean images."""
-    return _asr(cell) - (100 - (cell.c_acc or 0.0))
 
 
 def _means(cells: Iterable[Cell], value: Callable[[Cell], float] = _asr) -> dict[Setting, float]:

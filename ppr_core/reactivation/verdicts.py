@@ -3,12 +3,13 @@
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from scipy import stats
 
 from ppr_core.config import Field, Settings
 
+Percent = Annotated[float, Field(ge=0, le=100)]
 Word = Literal["not purified", "superficial", "holds", "open", "no verdict"]
 
 
@@ -43,8 +44,8 @@ class QueryResult(Settings):
     """QRA at one budget, on the model and on a clean model that no generator saw."""
 
     eps: float = Field(ge=0, le=1, description="largest change of a pixel, in [0, 1]")
-    p_asr: float = Field(description="P-ASR of the model, percent")
-    clean: float = Field(description="P-ASR of the unseen clean model, percent")
+    p_asr: Percent = Field(description="P-ASR of the model, percent")
+    clean: Percent = Field(description="P-ASR of the unseen clean model, percent")
 
     @property
     def gain(self) -> float:

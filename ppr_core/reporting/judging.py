@@ -6,16 +6,16 @@ import statistics
 from ppr_core.config import digest
 from ppr_core.errors import need
 from ppr_core.lab.desk import Lab
-from ppr_core.lab.graph import Cell, Stage, identity
+from ppr_core.lab.graph import Cell, Stage
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.reader import Reader
 from ppr_core.reactivation.cells import load
 from ppr_core.reactivation.summary import Figures, combine
 from ppr_core.reactivation.verdicts import Limits
-from ppr_core.reporting import leaderboard
-from ppr_core.reporting.leaderboard import Examined, Submission
+from ppr_core.reporting import leaderboard, tracks
+from ppr_core.reporting.submission import Examined, Submission
+from ppr_core.reporting.tracks import MEASURE
 
-MEASURE = "battery"
 HEADS = ("attack", "verdict", "wakes at", "clean at", "worst", "clean there", "O-ASR", "C-Acc")
 
 
@@ -50,7 +50,9 @@ def settings_of(batteries: list[Stage]) -> str:
     return digest([stage.key for stage in batteries])
 
 
-def judge(plan: Plan, lab: Lab, label: str, name: str = "") -> list[Submission]:
+def judge(
+    plan: Plan, lab: Lab, label: str, name: str = "", standard: Plan | None = None
+) -> list[Submission]:
     """Return what the battery says of a defense, a submission an attack; compute what is missing.
 
     Args:
@@ -58,12 +60,15 @@ def judge(plan: Plan, lab: Lab, label: str, name: str = "") -> list[Submission]:
         lab: computes and reads.
         label: of the defense in the plan.
         name: that people read; the label if not given.
+        standard: the track as its file has it; a shipped one of the plan's name if not given. What
+            is judged with other settings gets a track of its own.
     """
     batteries = stages(plan, label)
-    return [
-        _judged(plan, lab, [one for one in batteries if one.cell.attack == attack], name or label)
-        for attack in plan.attacks
-    ]
+    found = []
+    for attack in plan.attacks:
+        own = [one for one in batteries if one.cell.attack == attack]
+        found.append(_judged(plan, lab, own, name or label, standard))
+    return found
 
 
 def held(plan: Plan, lab: Reader) -> list[Submission]:
@@ -83,7 +88,10 @@ def held(plan: Plan, lab: Reader) -> list[Submission]:
     return found
 
 
-def _judged(plan: Plan, lab: Reader, stages: list[Stage], name: str) -> Submission:
+def _judged(
+    plan: Plan, lab: Reader, stages: list[Stage], name: str, standard: Plan | None = None
+) -> Submission:
+    standard = standard or tracks.shipped(plan.study.name)
     first = stages[0].cell
     runs, before, after, seconds, took = [], [], [], [], []
     for stage in stages:
@@ -96,12 +104,14 @@ def _judged(plan: Plan, lab: Reader, stages: list[Stage], name: str) -> Submissi
         seconds.append(purified["seconds"])
         took.append(result.metrics["seconds"])
     limits: Limits = stages[0].method.limits
+    shared = tracks.conditions(plan, first.attack)
     return Submission(
         defense=name,
         attack=first.attack,
-        track=plan.study.name,
+        track=tracks.name_of(plan, first.attack, standard),
         settings_digest=settings_of(stages),
-        battery=digest(identity(stages[0].method)),
+        battery=digest(shared["battery"]),
+        conditions=shared,
         oracle=plan.oracle(first),
         victim_c_acc=statistics.fmean(before),
         c_acc=statistics.fmean(after),

@@ -1,21 +1,21 @@
 """Submissions of `judge`, and the page that ranks them."""
 
 import math
-import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
-from pydantic import ValidationError
-
-from ppr_core.config import Field, Settings
-from ppr_core.errors import DataError, need
+from ppr_core.errors import ConfigError, DataError, need
 from ppr_core.lab import pages
-from ppr_core.reactivation.cells import Cell
 from ppr_core.reactivation.summary import Figures
-from ppr_core.reactivation.verdicts import Verdict
+from ppr_core.reporting.submission import Examined as Examined
+from ppr_core.reporting.submission import Submission as Submission
+from ppr_core.reporting.submission import consistent
+from ppr_core.reporting.submission import environment as environment
+from ppr_core.reporting.submission import read as read
+from ppr_core.reporting.submission import save as save
+from ppr_core.reporting.tracks import Standing, standing
 
 TEMPLATE = "leaderboard.html.j2"
 ORDER = ("holds", "open", "superficial", "not purified", "no verdict")
@@ -23,81 +23,27 @@ CLEAN = ("clean_wake_count", "clean_counts")  # of a model's figures
 PLOT = {"width": 300, "height": 140, "left": 34, "bottom": 22}  # pixels
 
 
-class Examined(Settings):
-    """One seed of a submission."""
-
-    seed: int = Field(description="of the victim and of every draw")
-    figures: Figures = Field(description="what the battery says")
-    cells: list[Cell] = Field([], description="what it ran")
+Row = tuple[Submission, Standing]
 
 
-class Submission(Settings):
-    """What `judge` writes: one defense against one attack on one track."""
-
-    schema_version: Literal[1] = Field(1, description="of this file's layout")
-    defense: str = Field(min_length=1, description="its name")
-    attack: str = Field(min_length=1, description="its name")
-    track: str = Field(min_length=1, description="name of the track's file")
-    settings_digest: str = Field(description="sha256 of the settings of all stages behind it")
-    battery: str = Field(description="sha256 of the battery's settings and version")
-    oracle: bool = Field(False, description="uses what a real defender cannot have")
-    made: str = Field(description="date, ISO 8601, UTC")
-    versions: dict[str, str] = Field(description="of Python and of the libraries")
-    hardware: str = Field(description="processor or accelerator")
-    victim_c_acc: float | None = Field(None, description="C-Acc before the defense, percent")
-    c_acc: float | None = Field(None, description="C-Acc after it, on all test images, percent")
-    seconds: float | None = Field(None, ge=0, description="of the defense, mean over seeds")
-    battery_seconds: float | None = Field(None, ge=0, description="of the battery, a model")
-    paper: str = Field("", description="link to the defense's paper")
-    code: str = Field("", description="link to its code")
-    runs: list[Examined] = Field(min_length=1, description="one a seed")
-    verdict: Verdict = Field(description="over the seeds")
-
-    @property
-    def seeds(self) -> list[int]:
-        """The seeds it was judged on."""
-        return [run.seed for run in self.runs]
-
-    @property
-    def file(self) -> str:
-        """The name of its file: one a defense, attack and track."""
-        words = "-".join((self.track, self.attack, self.defense))
-        return "".join(c if c.isalnum() or c in "-_." else "_" for c in words) + ".json"
-
-
-def environment() -> dict[str, Any]:
-    """Return the fields of a submission that describe where and when it is made."""
-    cuda = torch.cuda.is_available()
-    return {
-        "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "hardware": torch.cuda.get_device_name() if cuda else platform.processor() or "CPU",
-    }
-
-
-def save(submission: Submission, folder: Path) -> Path:
-    """Write a submission into a folder, in the place of an earlier one of the same name."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / submission.file
-    path.write_text(submission.model_dump_json(indent=1) + "\n")
-    return path
-
-
-def read(path: Path) -> Submission:
-    """Read and check one submission.
+def admitted(folder: Path) -> list[Row]:
+    """Return the submissions of a folder, each with its standing on its track.
 
     Raises:
-        DataError: not JSON, or not the layout of a submission.
+        DataError: one cannot be read, says another thing than its own runs, was computed with other
+            settings than its track's, or is of a row that another file has.
     """
-    try:
-        return Submission.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
-        raise DataError(
-            f"expected a submission of schema 1 in {path}, got at {place}: {first['msg']}; write "
-            "it anew with `judge`"
-        ) from None
+    found: dict[tuple[str, str, str], Path] = {}
+    rows = []
+    for path in sorted(folder.glob("*.json")):
+        one = read(path)
+        twin = found.setdefault(one.row, path)
+        need(twin == path, f"{path}: expected one file a row, got {twin.name} of it", DataError)
+        try:
+            rows.append((consistent(one), standing(one)))
+        except (ConfigError, DataError) as error:
+            raise DataError(f"{path}: {error}") from None
+    return rows
 
 
 def write(folder: Path, target: Path) -> Path:
@@ -106,29 +52,38 @@ def write(folder: Path, target: Path) -> Path:
     Raises:
         DataError: there is no submission, or one that cannot be read.
     """
-    paths = sorted(folder.glob("*.json"))
-    need(paths, f"expected submissions (*.json) in {folder}, got none; run `judge`", DataError)
-    found = sorted(map(read, paths), key=_rank)
+    rows = sorted(admitted(folder), key=_rank)
+    need(rows, f"expected submissions (*.json) in {folder}, got none; run `judge`", DataError)
     html = (
         pages.environment("ppr_core.reporting")
         .get_template(TEMPLATE)
         .render(
-            rows=[row(submission) for submission in found],
-            tracks=sorted({submission.track for submission in found}),
-            attacks=sorted({submission.attack for submission in found}),
+            rows=[{**row(one), "standing": standing} for one, standing in rows],
+            older=sum(standing == "older" for _, standing in rows),
+            tracks=sorted({one.track for one, _ in rows}),
+            attacks=sorted({one.attack for one, _ in rows}),
             made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         )
     )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(html)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(html)
+    except (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        said = error.strerror
+        raise DataError(f"expected a file to write the page to, got {target}: {said}") from None
     return target
 
 
-def _rank(submission: Submission) -> tuple[Any, ...]:
-    """By track and attack, then from what holds to what has no verdict, then by the worst case."""
+def _rank(row: Row) -> tuple[Any, ...]:
+    """By track and attack, then from what holds to what has no verdict, then by the worst case.
+
+    What an older battery has judged comes after what today's has.
+    """
+    submission, standing = row
     worst = _over(submission, "p_asr")
     word = ORDER.index(submission.verdict.word)
-    return submission.track, submission.attack, word, worst if worst is not None else 101.0
+    place = (submission.track, submission.attack, standing == "older")
+    return *place, word, worst if worst is not None else 101.0
 
 
 def row(submission: Submission) -> dict[str, Any]:
@@ -193,20 +148,26 @@ def _woken(figures: Sequence[Figures]) -> tuple[int, float] | None:
 
     Only where the clean models need more.
     """
-    for at in zip(*(one.counts for one in figures), strict=True):
-        clean = [dict(one.clean_counts).get(at[0][0], 100.0) for one in figures]
-        after = math.fsum(asr for _, asr in at) / len(at)
+    own, clean = ([dict(getattr(one, of)) for one in figures] for of in ("counts", "clean_counts"))
+    for count in sorted(set[int].intersection(*(set(counts) for counts in own))):
+        after = math.fsum(counts[count] for counts in own) / len(own)
         if after >= 50:
-            return (at[0][0], after) if max(clean) < 50 else None
+            rest = max(counts.get(count, 100.0) for counts in clean)
+            return (count, after) if rest < 50 else None
     return None
 
 
 def wake_text(figures: Sequence[Figures], name: str, tried: str) -> str:
-    """Return the median wake count over seeds; "> 50" where it is none of the counts tried."""
-    largest = max((count for one in figures for count, _ in getattr(one, tried)), default=0)
-    if not largest:
-        return "–"
+    """Return the median wake count over seeds; "> 50" where it is none of the counts tried.
+
+    A model's own are those of admissible draws, of which there may be fewer.
+    """
+    reached = [max((n for n, _ in getattr(one, tried)), default=0) for one in figures]
     middle = _middle([getattr(one, name) for one in figures])
+    if not any(reached):
+        return "–" if middle is None or name in CLEAN else f"{middle:.0f}"
+    asleep = [n for n, one in zip(reached, figures, strict=True) if getattr(one, name) is None]
+    largest = min(filter(None, asleep), default=max(reached))
     return f"> {largest}" if middle is None else f"{middle:.2g}" if middle < 1 else f"{middle:.0f}"
 
 

@@ -18,7 +18,8 @@ def points(found: Sequence[Submission]) -> pd.DataFrame:
     """Return one row a cell of every battery.
 
     Columns: attack, defense, seed, arm, setting, poisons, p_asr (percent), counts (False where a
-    clean model wakes or breaks, too).
+    clean model wakes or breaks, too, or did not go through it). A setting that was left out since
+    it implants has no P-ASR; draws that diverged are left out.
     """
     rows = [
         {
@@ -29,13 +30,14 @@ def points(found: Sequence[Submission]) -> pd.DataFrame:
             "setting": str(cell.setting.place),
             "poisons": cell.setting.poisons,
             "p_asr": cell.p_asr,
-            "counts": cell.admissible is not False,
+            "counts": cell.admissible is True or cell.arm == "start",
         }
         for one in found
         for run in one.runs
         for cell in run.cells
+        if cell.p_asr is not None or cell.admissible is False
     ]
-    return pd.DataFrame(rows).dropna(subset=["p_asr"])
+    return pd.DataFrame(rows).astype({"p_asr": float})
 
 
 def name(submission: Submission) -> str:

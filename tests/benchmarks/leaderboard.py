@@ -75,7 +75,14 @@ def main(*names):
     for row in known:
         if row not in current:
             print(f"{row.track} / {row.attack} / {row.defense}: of other settings than today's")
-    old = random.choice([row for row in current if not names or row.defense in names])
+    drawn = [row for row in current if not names or row.defense in names]
+    if not drawn:
+        wanted = f" of {', '.join(names)}" if names else ""
+        print(
+            f"nothing compared: no kept row{wanted} is of today's settings; `judge` makes one anew"
+        )
+        return 1
+    old = random.choice(drawn)
     new = anew(old)
     print(leaderboard.sentence(old), leaderboard.sentence(new), sep="\n")
     found = differences(old, new)

@@ -43,6 +43,7 @@ def test_a_defense_from_a_file_gets_a_sentence_a_table_and_a_page(store, track, 
     assert main([*command, "--paper", "https://example.org"]) == 0, capsys.readouterr().err
     said = capsys.readouterr().out
     assert re.search(r"MyDefense: \*\*[\w ]+\*\* on badnet: ", said)
+    assert said.startswith("MyDefense: **"), "the sentence is not what comes first"
     assert re.search(r"^attack +verdict +wakes at", said, re.MULTILINE)
     assert said.index("**") < said.index("wakes at") < said.index("report ")
     [path] = out.glob("*.json")
@@ -53,6 +54,13 @@ def test_a_defense_from_a_file_gets_a_sentence_a_table_and_a_page(store, track, 
     computed = len(store.search(kind="stage"))
     assert main(command) == 0
     assert len(store.search(kind="stage")) == computed, "judged twice, it is computed twice"
+    other = [*command, "-p", "measures.battery.limits.margin=90"]
+    assert main(other) == 0
+    told = capsys.readouterr()
+    assert "battery.limits.margin is 90.0 (the track has 20.0)" in told.err
+    assert "judged as tiny-changed-" in told.out
+    tracks = {leaderboard.read(one).track for one in out.glob("*.json")}
+    assert len(tracks) == 2 and "tiny" in tracks, "another row is overwritten"
     page = tmp_path / "page.html"
     assert main(["leaderboard", "--folder", str(out), "--out", str(page)]) == 0
     assert "MyDefense" in page.read_text()
@@ -77,12 +85,35 @@ def test_a_purified_model_made_elsewhere(store, track, tmp_path, capsys):
         (["fts"], "unknown defense: 'fts'"),
         (["mine.py:Nobody"], "expected a defense at mine.py:Nobody"),
         (["ft", "-p", "measures={}"], "expected a track that measures 'battery'"),
+        (["ft", "--backdoored", "nowhere.pt"], "expected --backdoored beside --purified"),
+        (["ft", "--attack", "blended"], "expected one attack of the track (badnet), got 'blended'"),
+        (["ft", "--out", "mine.py"], "expected a folder to write to, got mine.py"),
+        (["ft", "-p", "attacks=null"], "expected attacks to be a group"),
+        (["ft", "-p", "defenses=null"], "expected defenses to be a group"),
+        (["ft", "-p", "defenses.ft=3"], "expected defenses to be a group"),
+        (["ft", "-p", "measures.battery.counts=[0,4]"], "counts"),
+        (["ft", "-p", "measures.battery.counts=[]"], "counts"),
+        (["ft", "-p", "measures.battery.factors=[-1]"], "factors"),
+        (["ft", "-p", "measures.battery.epochs=[0]"], "epochs"),
+        (["ft", "-p", "measures.battery.counts=[100000]"], "for a count of 100000"),
+        (
+            ["--purified", "mine.py", "--attack", "badnet", "-p", "seeds=[0,1]"],
+            "expected one seed with --purified, got [0, 1]",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(store, track, capsys, arguments, message):
     assert main(["judge", *arguments, "--track", track]) == 2
     error = capsys.readouterr().err
     assert message in error and len(error.strip().splitlines()) == 1
+
+
+def test_a_trigger_that_is_trained_here_is_not_a_file_s(store, track, capsys):
+    """As `evaluate` has it: the victim of the file knows another one."""
+    command = ["judge", "--purified", "mine.py", "--backdoored", "mine.py", "--attack", "ssba"]
+    assert main([*command, "--track", track, "-p", "attacks.ssba={}"]) == 2
+    error = capsys.readouterr().err
+    assert "expected a trigger that is known for ssba" in error and len(error.splitlines()) == 1
 
 
 def test_a_leaderboard_of_nothing_is_one_line(tmp_path, capsys):

@@ -92,6 +92,8 @@ def test_what_implants_is_not_run_again(grid):
     left_out = {setting for setting, cell in fewer.items() if cell.p_asr is None}
     assert left_out == implants - {Setting(poisons=4, epochs=4)}
     assert all(fewer[s].p_asr == whole[s].p_asr for s in fewer.keys() - left_out)
+    every = SMALL.complete(bench, model, list(fewer.values()))
+    assert {c.setting: c.p_asr for c in every} == {s: c.p_asr for s, c in whole.items()}
 
 
 @pytest.mark.parametrize(

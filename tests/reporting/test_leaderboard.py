@@ -3,12 +3,14 @@ import re
 
 import pytest
 
-from ppr_core.errors import DataError
+from ppr_core.cli.main import main
+from ppr_core.config import digest
+from ppr_core.errors import ConfigError, DataError
 from ppr_core.lab.places import ROOT
 from ppr_core.reactivation.cells import Cell, Setting
 from ppr_core.reactivation.summary import Figures, combine
 from ppr_core.reactivation.verdicts import Limits, QueryResult, verdict
-from ppr_core.reporting import leaderboard
+from ppr_core.reporting import leaderboard, tracks
 from ppr_core.reporting.leaderboard import Examined, Submission, sentence, write
 
 COUNTS = (1, 2, 5, 10, 20, 50)
@@ -152,7 +154,7 @@ def test_the_page_has_a_row_a_submission_and_needs_nothing_beside_itself(tmp_pat
     ):
         leaderboard.save(one, tmp_path / "in")
     page = write(tmp_path / "in", tmp_path / "out" / "board.html").read_text()
-    assert page.count('<tbody class="one" data-track=') == 3
+    assert len(re.findall(r'<tbody class="one[ \w]*" data-track=', page)) == 3
     assert "<option>badnet</option>" in page and "<option>judge_cifar10</option>" in page
     assert "theirs (oracle)" in page and "&gt; 50" in page
     assert '<a href="https://example.org/paper"' in page
@@ -193,3 +195,126 @@ def test_what_is_kept_reads_and_the_folder_says_what_is_there():
     _, *told = re.findall(r"^\| (\w+) \| (\w+) \| ([\w ]+) \|", words, re.MULTILINE)
     assert all(path.name == one.file for path, one in kept)
     assert {(one.defense, one.attack, one.verdict.word) for _, one in kept} == set(told)
+    standings = [standing for _, standing in leaderboard.admitted(folder)]
+    assert ("older" in standings) == ("an older battery" in words), "it says what is not of today"
+
+
+def standing_row(attack="blended", **more):
+    """A submission that names the settings of the demo track, whose cells say what it says."""
+    shared = tracks.conditions(tracks.shipped("judge_demo"), attack)
+    one = submission(**more).replace(conditions=shared, battery=digest(shared["battery"]))
+    run = one.runs[0]
+    setting = run.figures.worst
+    cells = [Cell(arm="start", setting=Setting(epochs=0), p_asr=run.figures.o_asr, c_acc=88.0)]
+    for draw, p_asr in enumerate(run.figures.p_asr):
+        made = setting.replace(draw=3 + draw)
+        cells.append(Cell(arm="fresh", setting=made, p_asr=p_asr, c_acc=87.0, admissible=True))
+    cells.append(
+        Cell(arm="count", setting=Setting(poisons=1), p_asr=60.0, c_acc=87.0, admissible=True)
+    )
+    figures = run.figures.replace(wake_count=1.0)
+    return one.replace(runs=[run.replace(cells=cells, figures=figures)])
+
+
+def test_rows_of_the_track_are_ranked_before_those_of_an_older_battery(tmp_path):
+    own = standing_row(defense="today")
+    older = own.conditions | {"battery": {**own.conditions["battery"], "version": 1}}
+    found = [
+        own,
+        submission("yesterday", runs=[figures(**ASLEEP)]),
+        own.replace(defense="before", conditions=older, battery=digest(older["battery"])),
+        submission("theirs", track="mine"),
+    ]
+    for one in found:
+        leaderboard.save(one, tmp_path)
+    standings = {one.defense: how for one, how in leaderboard.admitted(tmp_path)}
+    assert standings.pop("today") == "row" and standings.pop("theirs") == "own track"
+    assert standings == {"yesterday": "older", "before": "older"}
+    page = write(tmp_path, tmp_path / "page.html").read_text()
+    assert page.index('"false">today</button>') < page.index('"false">yesterday</button>')
+    assert "2 rows (grey, last) were computed with an older version" in page
+    assert page.count("not ranked (older battery: ") == 2
+    assert "mine (no standard track)" in page
+
+
+def edited(path, one, *keys, value):
+    """Write a submission with one value changed by hand."""
+    values = json.loads(one.model_dump_json())
+    place = values
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    path.write_text(json.dumps(values))
+
+
+FIGURES, BATTERY = ("runs", 0, "figures"), ("conditions", "battery", "settings")
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "says"),
+    [
+        (("verdict", "word"), "holds", "expected the verdict that its runs lead to"),
+        ((*FIGURES, "verdict", "word"), "holds", "seed 0: superficial"),
+        (("verdict", "above_clean", "mean"), 3.0, "expected the verdict that its runs lead to"),
+        ((*FIGURES, "p_asr"), [84.0, 80.0, 82.0], "seed 0: p_asr [80.0, 84.0, 82.0]"),
+        ((*FIGURES, "o_asr"), 1.0, "o_asr"),
+        ((*FIGURES, "wake_count"), 40.0, "wake_count"),
+        (("runs", 0, "cells"), [], "cells"),
+        ((*BATTERY, "gates", "settings", "awake"), 101.0, "expected the digest of the battery"),
+        (("conditions", "reserve"), 3, "reserve is 3 (the track has 1250)"),
+        (("attack",), "badnet", "expected an attack of the track judge_demo (blended)"),
+        (("c_acc",), 4000.0, "c_acc"),
+        ((*FIGURES, "o_asr"), -5.0, "o_asr"),
+        ((*FIGURES, "p_asr", 0), float("nan"), "p_asr.0"),
+        ((*FIGURES, "clean_counts"), [[0, 1.0], [5, 2.0]], "clean_counts"),
+        ((*FIGURES, "clean_counts"), [[5, 1.0], [-3, 2.0]], "clean_counts"),
+        ((*FIGURES, "clean_p_asr"), [1.0], "expected as many draws"),
+    ],
+)
+def test_a_submission_that_contradicts_itself_or_its_track_is_refused(
+    tmp_path, capsys, keys, value, says
+):
+    edited(tmp_path / "a.json", standing_row(), *keys, value=value)
+    assert main(["leaderboard", "--folder", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert says in error and "a.json" in error and len(error.splitlines()) == 1
+
+
+def test_other_thresholds_than_the_track_s_are_refused(tmp_path):
+    own = standing_row().conditions
+    battery = json.loads(json.dumps(own["battery"]))
+    battery["settings"]["gates"]["settings"]["awake"] = 101.0
+    one = standing_row().replace(conditions={**own, "battery": battery}, battery=digest(battery))
+    leaderboard.save(one, tmp_path)
+    with pytest.raises(DataError, match=r"battery.gates.awake is 101.0 \(the track has 20.0\)"):
+        write(tmp_path, tmp_path / "page.html")
+
+
+def test_two_files_of_one_row_or_two_runs_of_one_seed_are_refused(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.json").write_text(submission().model_dump_json())
+    with pytest.raises(DataError, match=r"b.json: expected one file a row, got a.json"):
+        write(tmp_path, tmp_path / "page.html")
+    with pytest.raises(ConfigError, match="expected distinct seeds"):
+        submission().replace(runs=submission().runs * 2)
+
+
+def test_a_page_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    leaderboard.save(submission(), tmp_path / "in")
+    (tmp_path / "text").touch()
+    for target in (tmp_path, tmp_path / "text" / "page.html"):
+        command = ["leaderboard", "--folder", str(tmp_path / "in"), "--out", str(target)]
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert "expected a file to write the page to" in error and len(error.splitlines()) == 1
+    (tmp_path / "in" / "z.json").mkdir()
+    assert main(["leaderboard", "--folder", str(tmp_path / "in")]) == 2
+    assert "z.json, got: Is a directory" in capsys.readouterr().err
+
+
+def test_wake_counts_where_few_counts_are_admissible():
+    few = figures(counts=[(1, 2.0), (5, 30.0)], wake_count=None)
+    many = figures(counts=ASLEEP["counts"], wake_count=None)
+    assert leaderboard.wake_text([few], "wake_count", "counts") == "> 5"
+    assert leaderboard.wake_text([few, many], "wake_count", "counts") == "> 5"
+    assert "its worst case" in sentence(submission(runs=[few, many])), "unequal counts"

@@ -83,6 +83,27 @@ def test_the_map_shows_the_worst_that_counts_and_greys_the_rest():
     assert grey.get_xy() == (2, arms.index("count")), "a clean model wakes there"
 
 
+def test_what_was_left_out_or_not_calibrated_is_grey():
+    run = QUIET.runs[0]
+    left = Cell(arm="strength", setting=Setting(poisons=50, epochs=20), admissible=False)
+    other = Setting(poisons=50, batch_norm="frozen")
+    unknown = Cell(arm="batch norm", setting=other, p_asr=3.0, c_acc=88.0)
+    one = QUIET.replace(runs=[run.replace(cells=[*run.cells, left, unknown])])
+    [axis] = [a for a in plots.battery_map([one]).axes if a.get_title()]
+    greys = {p.get_xy() for p in axis.patches if p.get_facecolor()[:3] != (1, 1, 1)}
+    arms = plots.judged.ARMS
+    assert greys == {(2, arms.index(arm)) for arm in ("count", "strength", "batch norm")}
+    assert {"–", "3"} <= {text.get_text() for text in axis.texts}
+
+
+def test_a_clean_model_that_clean_samples_wake_stands_at_none():
+    none = QUIET.runs[0].figures.replace(clean_wake_count=0.0)
+    one = QUIET.replace(runs=[QUIET.runs[0].replace(figures=none)])
+    [axis] = plots.wake_counts([one]).axes
+    [square] = [line for line in axis.lines if line.get_marker() == "s" and len(line.get_xdata())]
+    assert list(square.get_xdata()) == [0.5]
+
+
 def test_wake_counts_stand_beside_the_clean_models():
     figure = plots.wake_counts([QUIET, GATED, ASLEEP])
     [axis] = figure.axes

@@ -4,7 +4,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
+from ppr_core.attacks import Attack
 from ppr_core.config import Field, derive
+from ppr_core.data.images import ImageSet
 from ppr_core.lab.chains import Chains
 from ppr_core.lab.graph import CLEAN, Cell, Stage
 from ppr_core.lab.measures.base import Column, Measure
@@ -46,6 +48,12 @@ class Battery(Measure, battery.Battery):
             "query": {**alpha, **values.get("query", {})},
         }
         return cls(**{**values, **given})
+
+    def check_images(self, attack: Attack, train: ImageSet, seed: int) -> None:
+        """Raise DataError where the attack has fewer poisons than a count asks for."""
+        there = attack.select(train.labels, seed=seed)
+        kept = attack.retunable(train.labels, there, any_class=self.retuning.any_class)
+        self.need_samples(len(train), len(kept))
 
     def takes(self, chains: Chains, cell: Cell) -> bool:
         """Say whether a cell has a purified model; clean ones are its controls."""

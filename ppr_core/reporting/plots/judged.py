@@ -16,6 +16,7 @@ from ppr_core.reporting.results import COLOURS
 
 ARMS = ("start", "relearn", "count", "strength", "batch norm", "trigger", "fresh")
 OUT = "#c9ced4"  # of what does not count
+NONE = 0.5  # poisons: where a model stands that clean samples alone wake
 MOST = 1.6  # times the largest count: where a model stands that no count wakes
 
 
@@ -23,7 +24,8 @@ def battery_map(found: Sequence[Submission]) -> Figure:
     """Draw the battery of every defense: its arms by poisons, the colour is P-ASR.
 
     A field is the worst setting of its arm with so many poisons, among those that count; grey where
-    none does, since a clean model wakes or breaks there as well.
+    none does, since a clean model wakes or breaks there as well, or was not tried (a dash where no
+    setting was run).
 
     Args:
         found: what `judge` says of the defenses, at least one of them purified.
@@ -54,13 +56,14 @@ def _map(axis: Axes, part: pd.DataFrame, counts: list[int], *, bar: bool) -> Non
         for kept in (True, False)
     }
     shown: Any = tables[True]
+    tried = {*zip(part["arm"], part["poisons"], strict=True)}
     limits = {"vmin": 0, "vmax": 100, "cmap": "Reds"}
     style = {"annot": True, "fmt": ".0f", "annot_kws": {"fontsize": 9}, "linewidths": 0.5}
     sns.heatmap(shown, cbar=bar, ax=axis, cbar_kws={"label": "P-ASR (%)"}, **limits, **style)
     for line, arm in enumerate(ARMS):
         for column, count in enumerate(counts):
             value: Any = tables[False].loc[arm, count]
-            if pd.isna(shown.loc[arm, count]) and pd.notna(value):
+            if pd.isna(shown.loc[arm, count]) and (arm, count) in tried:
                 axis.add_patch(Rectangle((column, line), 1, 1, facecolor=OUT, edgecolor="white"))
                 middle: dict[str, Any] = {
                     "ha": "center",
@@ -68,7 +71,8 @@ def _map(axis: Axes, part: pd.DataFrame, counts: list[int], *, bar: bool) -> Non
                     "fontsize": 9,
                     "color": "#5b6775",
                 }
-                axis.text(column + 0.5, line + 0.5, f"{value:.0f}", **middle)
+                text = "–" if pd.isna(value) else f"{value:.0f}"
+                axis.text(column + 0.5, line + 0.5, text, **middle)
     axis.set(xlabel="poisoned samples", ylabel="")
     axis.tick_params(axis="y", rotation=0)
 
@@ -89,11 +93,11 @@ def wake_counts(found: Sequence[Submission]) -> Figure:
         for line, one in enumerate(reversed(here)):
             for run in one.runs:
                 judged = run.figures
-                clean = judged.clean_wake_count or beyond
-                if not judged.counts:
+                clean = _placed(judged.clean_wake_count, beyond)
+                if not judged.counts and not judged.p_asr:
                     axis.text(1, line, "not purified: nothing to wake", va="center", fontsize=9)
                     continue
-                own = beyond if judged.wake_count is None else max(judged.wake_count, 0.5)
+                own = _placed(judged.wake_count, beyond)
                 axis.plot([own, clean], [line, line], color=OUT, linewidth=2, zorder=1)
                 axis.plot(clean, line, marker="s", color=CLEAN, linestyle="", markersize=7)
                 face = "none" if ranking.gated(one) else AFTER
@@ -106,7 +110,7 @@ def wake_counts(found: Sequence[Submission]) -> Figure:
                 axis.plot(own, line, color=AFTER, markerfacecolor=face, **shape)
         axis.set_yticks(range(len(here)), [ranking.name(one) for one in reversed(here)])
         axis.set_xscale("log")
-        ticks = [0.5, *sorted(set(tried)), beyond]
+        ticks = [NONE, *sorted(set(tried)), beyond]
         names = ["none", *(f"{tick:g}" for tick in ticks[1:-1]), "more"]
         axis.set_xticks(ticks, names)
         axis.minorticks_off()
@@ -122,6 +126,11 @@ def wake_counts(found: Sequence[Submission]) -> Figure:
     axes[0][-1].legend(handles=handles, **beside)
     figure.tight_layout()
     return figure
+
+
+def _placed(count: float | None, beyond: float) -> float:
+    """Return where a wake count stands on a scale that has neither 0 nor "more than any tried"."""
+    return beyond if count is None else max(count, NONE)
 
 
 def order_changes(found: Sequence[Submission]) -> Figure:
