@@ -24,6 +24,13 @@ OWN = {  # what the attack of a trigger made elsewhere is called in tables, and 
 }
 
 REPLAYED = (OWN["pairs"], OWN["stored"])
+# Flags that only some triggers know; beside others they are refused.
+FLAGS = {"at": ("picture",), "alpha": ("picture",), "mask": ("picture",), "images": ("stored",)}
+SERVED = {
+    "picture": "a picture as --trigger",
+    "stored": "the stored images of an attack_result.pt, without --attack and --trigger",
+}
+SET_HERE = ("rho_grid", "notebooks", "clean_control", "checkpoints")  # whatever a file says
 
 
 def add(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -66,6 +73,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from ppr_core.lab import arrivals
     from ppr_core.lab.store import Store
 
+    for file in filter(None, (arguments.backdoored, arguments.purified, arguments.clean)):
+        _need_weights(Path(file))  # first of all: the data may have to be downloaded
     label, plan = resolve(arguments)
     seen = arrivals.examine(
         plan,
@@ -99,6 +108,9 @@ def resolve(arguments: argparse.Namespace) -> tuple[str, "Plan"]:
 
     first = arguments.backdoored or arguments.purified
     need(first, "expected --backdoored FILE, --purified FILE or both, got neither")
+    for pair in arguments.set:
+        name = pair.partition("=")[0].split(".")[0]
+        need(name not in SET_HERE, f"expected no -p {name}: this command sets it; leave it out")
     for file in (arguments.backdoored, arguments.purified, arguments.clean):
         need(not file or Path(file).is_file(), f"expected a file, got {file}", CheckpointError)
     head = _head(Path(first))
@@ -116,6 +128,12 @@ def resolve(arguments: argparse.Namespace) -> tuple[str, "Plan"]:
     values["attacks"] = {label: {**values.get("attacks", {}).get(label, {}), **attack}}
     values["defenses"] = {"ep": values.get("defenses", {}).get("ep", {})}
     values = read(None, arguments.set, values)
+    need_groups(values)
+    need(
+        list(values["attacks"]) == [label],
+        f"expected settings of the attack {label} alone (-p attacks.{label}.KEY=VALUE), got "
+        f"{', '.join(values['attacks']) or 'none'}",
+    )
     stats = (arguments.mean, arguments.std)
     values["model"] = normalised(values["model"], *(stats if any(stats) else file_stats(first)))
     values |= {"rho_grid": [], "notebooks": [], "clean_control": False}
@@ -127,6 +145,30 @@ def resolve(arguments: argparse.Namespace) -> tuple[str, "Plan"]:
         values["attacks"][label]["poison_rate"] = _share(plan, label, bool(arguments.purified))
         plan = Plan(Study(**values))
     return label, plan
+
+
+def _need_weights(file: Path) -> None:
+    """Raise CheckpointError where a file is none, or holds no weights that are finite numbers."""
+    from ppr_core.bench import tensors_of
+    from ppr_core.weights import need_finite
+
+    need(file.is_file(), f"expected a file, got {file}", CheckpointError)
+    found = tensors_of(file)
+    need(found, f"expected tensors by name in {file}, got none", CheckpointError)
+    need_finite(found, file)
+
+
+def need_groups(values: dict[str, Any]) -> None:
+    """Raise ConfigError where a setting stands in the place of a group of settings."""
+    for name in ("dataset", "model", "attacks", "defenses", "measures"):
+        group = values.get(name, {})
+        inner = group if isinstance(group, dict) and name.endswith("s") else {}
+        for path, found in ((name, group), *((f"{name}.{n}", v) for n, v in inner.items())):
+            need(
+                isinstance(found, dict),
+                f"expected a group of settings for {path}, got {found!r}; give single ones as "
+                f"-p {path}.KEY=VALUE",
+            )
 
 
 def _share(plan: "Plan", label: str, needed: bool) -> float:
@@ -152,6 +194,19 @@ def _head(file: Path) -> "Head | None":
 
 
 def _attack(arguments: argparse.Namespace, head: "Head | None") -> tuple[str, dict[str, Any]]:
+    """Return what the attack is called, and its settings; refuse flags of other triggers."""
+    label, settings = _trigger(arguments, head)
+    kind = label if settings.get("method") == OWN.get(label) else ""
+    for flag, kinds in FLAGS.items():
+        need(
+            getattr(arguments, flag) is None or kind in kinds,
+            f"expected --{flag} with {SERVED[kinds[0]]}, got it beside "
+            f"{SERVED.get(kind, f'the trigger {label!r}')}; leave it out",
+        )
+    return label, settings
+
+
+def _trigger(arguments: argparse.Namespace, head: "Head | None") -> tuple[str, dict[str, Any]]:
     """Return what the attack is called, and its settings."""
     paths, name = arguments.trigger or [], arguments.attack
     need(
