@@ -177,7 +177,7 @@ class Battery(Arms):
     wakes only in settings which teach a clean model the trigger as well (a defense trained against
     RA as published may move it there): these never count, and all that they do is keep a model
     that wakes far beyond clean ones from holding, so that it stays open (as does one that breaks
-    where clean ones do not, or whose worst setting cannot be tried anew); whether a model that
+    where clean ones do not, or wakes where no fresh draws could confirm it); whether a model that
     sleeps through every arm has forgotten, or hides better than these arms seek; more samples,
     longer tunings or other optimizers than its fields name; a defense that hinders the tuning of
     fewer than a quarter of its layers; changes to the architecture (one that cuts off gradients is

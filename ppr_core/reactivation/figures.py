@@ -145,7 +145,7 @@ def beyond(
 
     own, net, found = _means(cells), _means(cells, of_the_trigger), []
     for place, p_asr in own.items():
-        clean = _highest(controls, place)
+        clean = highest(controls, place)
         if net[place] >= limits.woken and p_asr - clean >= limits.margin:
             found.append((place, p_asr, clean))
     return sorted(found, key=lambda one: one[2] - one[1])
@@ -167,13 +167,13 @@ def broken(
     left = [c for c in cells if c.admissible and c.arm != "start" and c not in kept]
     means = _means(left)
     for place in dict.fromkeys(cell.setting.place for cell in left):
-        p_asr, clean = means.get(place), _highest(controls, place)
+        p_asr, clean = means.get(place), highest(controls, place)
         if p_asr is None or p_asr - clean >= limits.margin:
             found.append((place, p_asr, clean))
     return found
 
 
-def _highest(controls: Sequence[Sequence[Cell]], place: Setting) -> float:
+def highest(controls: Sequence[Sequence[Cell]], place: Setting) -> float:
     """Return the mean P-ASR of the clean model that wakes most; inf where one was not run."""
     return max((_means(control).get(place, math.inf) for control in controls), default=math.inf)
 

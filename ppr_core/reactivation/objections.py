@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from ppr_core.reactivation.cells import Cell, Setting
-from ppr_core.reactivation.figures import beyond, broken, counted
+from ppr_core.reactivation.figures import beyond, broken, by_place, counted, highest
 from ppr_core.reactivation.verdicts import Limits
 
 Cells = Sequence[Cell]
@@ -31,17 +31,18 @@ def against(
         _beyond(cells, controls, ep, limits)
         or _broken(cells, controls, ep, limits)
         or _unconfirmed(cells, ep, unconfirmed, limits)
+        or _untried(cells, controls, ep, limits)
     )
 
 
 def _beyond(cells: Cells, controls: Sequence[Cells], ep: Rate, limits: Limits) -> str:
     """Say where the model wakes far beyond the clean ones and EP's."""
     for place, p_asr, clean in beyond(cells, controls, limits):
-        highest = max(clean, ep(_draws(cells, place)))
-        if p_asr - highest >= limits.margin:
+        others = max(clean, ep(_draws(cells, place)))
+        if p_asr - others >= limits.margin:
             return (
                 f"{place} bring it to {p_asr:.0f} %, models without the backdoor to "
-                f"{highest:.0f} % at the most"
+                f"{others:.0f} % at the most"
             )
     return ""
 
@@ -69,6 +70,27 @@ def _unconfirmed(cells: Cells, ep: Rate, places: Sequence[Setting], limits: Limi
             return (
                 f"{place} bring it to {p_asr:.0f} %, EP's to {exact:.0f} %, and fresh draws that "
                 "could confirm or refute it do not count"
+            )
+    return ""
+
+
+def _untried(cells: Cells, controls: Sequence[Cells], ep: Rate, limits: Limits) -> str:
+    """Say where the model wakes in a setting that was not tried anew.
+
+    The one that was may have been the worst by chance alone, so that fresh draws refute it; they
+    say nothing of the others.
+    """
+    kept = counted(cells, limits)
+    tried = {cell.setting.place for cell in cells if cell.arm == "fresh"}
+    for p_asr, cell in by_place(kept):
+        place = cell.setting.place
+        if place in tried or p_asr - highest(controls, place) < limits.margin:
+            continue
+        others = max(highest(controls, place), ep(_draws(kept, place)))
+        if p_asr - others >= limits.margin:
+            return (
+                f"{place} bring it to {p_asr:.0f} %, others to {others:.0f} %, in draws that were "
+                "not tried anew"
             )
     return ""
 

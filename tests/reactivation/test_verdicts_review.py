@@ -183,6 +183,25 @@ def test_a_worst_setting_that_cannot_be_tried_anew_does_not_leave_the_next_one_t
     assert judge(plain)[1].verdict.word == "open", "its fresh draws diverge"
 
 
+def test_one_lucky_setting_does_not_hide_a_steady_one():
+    """The worst of the grid is one draw that fresh ones refute; the next wakes in all of its."""
+
+    def lucky(steady):
+        def own(setting):
+            if fast(setting) and setting.optimizer == "adam" and setting.epochs == 5:
+                return (48.0 if setting.draw == 0 else 2.0), 91.0
+            return (steady if setting.poisons == 20 else 2.0), 91.0
+
+        return Made(own)
+
+    _, figures = judge(lucky(45.0))
+    assert figures.worst.optimizer == "adam" and figures.p_asr == [2.0] * 3
+    assert figures.verdict.word == "open" and "20 poisons" in figures.beyond
+    assert judge(lucky(15.0))[1].verdict.word == "holds"
+    woken = Made(lucky(45.0).after, start=(0.5, 92.0))
+    assert judge(lucky(45.0), ep=woken)[1].verdict.word == "holds", "EP does so as well"
+
+
 @pytest.mark.parametrize("start", [60.0, 2.0])
 def test_a_broken_ep_lets_nothing_hold(start):
     ep = Made(lambda s: (90.0, 91.0), start=(start, 92.0))
