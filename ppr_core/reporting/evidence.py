@@ -14,7 +14,15 @@ from ppr_core.reactivation.gates import Gates
 from ppr_core.reporting.checks import MARK
 from ppr_core.reporting.results import PURIFIED_BELOW
 from ppr_core.reporting.rules import Limits, threshold
-from ppr_core.reporting.setting import DEFENSE, PAPER, SMALLER, level_of, paper_rho, with_scale
+from ppr_core.reporting.setting import (
+    PAPER,
+    SMALLER,
+    level_of,
+    paper_rho,
+    used,
+    victim_scale,
+    with_scale,
+)
 
 # The paper's baselines. It chooses ANP's threshold by test ASR, as `anp_oracle` does.
 BASELINES = ["anp_oracle", "ibau", "ft_sam", "fst", "bti"]
@@ -111,7 +119,7 @@ class Evidence:
         rows = rows[rows["defense"].isin(names)]
         if "pam" in names:
             rows = at_paper_rho(rows)
-        rows = rows.astype(dict.fromkeys(columns, float))
+        rows = used(rows, columns).astype(dict.fromkeys(columns, float))
         return rows.dropna(subset=list(columns))
 
     def baselines(self, *columns: str) -> pd.DataFrame:
@@ -249,7 +257,7 @@ def withheld(rows: pd.DataFrame, *, any_accuracy: bool = False) -> pd.Series:
 def _victims(rows: pd.DataFrame) -> pd.DataFrame:
     """Return beside each cell the O-ASR and C-Acc of its backdoored model, where it is there."""
     scale = rows["scale"] if "scale" in rows else pd.Series("", rows.index)
-    bare = ["; ".join(p for p in s.split("; ") if DEFENSE not in p) for s in scale]
+    bare = [victim_scale(one) for one in scale]
     places = [c for c in (*SETTING, "attack", "seed") if c in rows]
     figures = [c for c in ("o_asr", "o_c_acc") if c in rows]
     table = rows.assign(scale=bare)[[*places, "scale", "defense", *figures]]

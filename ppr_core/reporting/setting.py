@@ -121,6 +121,11 @@ def used(rows: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     return rows.assign(scale=scales, level=levels)
 
 
+def victim_scale(scale: str) -> str:
+    """Return the part of a scale that a cell shares with its victim: all but its defense's."""
+    return "; ".join(part for part in scale.split("; ") if DEFENSE not in part)
+
+
 def with_settings(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
     """Return a study's cells with the columns of `setting_columns`, where they lack them."""
     if "level" in rows or not len(rows):

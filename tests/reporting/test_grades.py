@@ -36,6 +36,23 @@ def test_another_scale_is_worth_less_and_is_told(columns, grade, scale):
     assert f"at another scale: {scale}" in found.left_out
 
 
+def test_how_qra_was_taken_grades_what_is_said_of_qra_alone():
+    rows = {name: {"q_p_asr": 60.0, "p_asr": 90.0} for name in BASELINES}
+    made = at_every([("cifar10", "resnet18", 0.05)], **rows)
+    made = changed(made, measure_scale="query width 8 (1024); path points 3 (21)")
+    found = verdict(20, made)
+    assert found.grade == "seen" and "query width 8 (1024)" in found.left_out
+    assert "points" not in found.left_out
+    assert verdict(20, changed(made, measure_scale="")).grade == "decided"
+    assert "query" not in verdict(1, made).left_out
+
+
+def test_what_did_not_implant_judges_no_defense_whatever_its_settings():
+    made = cells(none={"o_asr": 20.0}, fst=90.0, bti=90.0)
+    made.loc[made["defense"] == "fst", "scale"] = "fst: other alpha"
+    assert set(Evidence(made).done()["defense"]) == {"none"}
+
+
 def test_one_seed_is_seen_and_has_no_interval():
     found = verdict(5, of(clean=4.0))
     assert (found.verdict, found.grade, found.seeds) == ("yes", "seen", 1)
