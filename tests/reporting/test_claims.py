@@ -1,8 +1,11 @@
 """Verdicts on made-up evidence: claims that hold, that fail, and that nothing was measured for."""
 
+import re
+
 import pandas as pd
 import pytest
 
+from ppr_core.lab.places import ROOT
 from ppr_core.reporting import claims, paper
 from ppr_core.reporting.claims import CLAIMS, board, scoreboard, tally
 from ppr_core.reporting.evidence import BASELINES, Evidence
@@ -217,6 +220,12 @@ def test_every_claim_stands_once_and_in_order():
     assert all(claim.words["text"] and claim.words["needs"] for claim in CLAIMS)
     assert {claim.number for claim in CLAIMS if not claim.test} == set(TEXT)
     assert {claim.number for claim in CLAIMS if claim.test} == set(DECIDED)
+
+
+def test_what_a_claim_needs_names_files_that_exist():
+    named = [name for claim in CLAIMS for name in re.findall(r"\w+\.yaml", claim.words["needs"])]
+    assert len(named) > 10
+    assert [name for name in named if not (ROOT / "params" / name).is_file()] == []
 
 
 @pytest.mark.parametrize("number", DECIDED)

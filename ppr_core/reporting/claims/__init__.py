@@ -137,7 +137,8 @@ def judge(claim: Claim, evidence: Evidence) -> Verdict:
         return Verdict(**about, verdict=NOT_TESTED, left_out="; ".join(left))
     if answer.status == "holds" and _lost(claim, evidence):
         answer = replace(answer, status="open")
-    return Verdict(**about, **graded(claim, leaving(answer, *left), here))
+    told = leaving(answer, *left) or answer
+    return Verdict(**about, **graded(claim, told, here))
 
 
 def _lost(claim: Claim, evidence: Evidence) -> bool:

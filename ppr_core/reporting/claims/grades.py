@@ -94,8 +94,8 @@ def _lacking(claim: Claim, rows: pd.DataFrame, all_rows: pd.DataFrame) -> list[s
     if claim.grid and len(rows):
         numbers = paper.numbers()
         grid = sorted(numbers.loc[numbers["table"] == RHO, "rho"].unique())
-        there = {*rows["rho"].astype(float), *all_rows["rho"].astype(float)}
-        lost = [f"{rho:g}" for rho in grid if rho not in there]
+        measured = {*rows["rho"].astype(float), *all_rows["rho"].astype(float)}
+        lost = [f"{rho:g}" for rho in grid if rho not in measured]
         said += [f"not measured: rho {', '.join(lost)}"] if lost else []
     return said
 

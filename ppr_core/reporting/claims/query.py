@@ -60,7 +60,7 @@ def _in_both_forms(ask: Asked, *, controlled: bool = False) -> Test:
         paper, authors = found["qe"], found["q"]
         if paper is None:
             missing = "eq. 2 with EP as surrogate (query_ep): not measured, the authors' form is"
-            return authors and replace(leaving(authors, missing), indirect=True)
+            return leaving(authors and replace(authors, indirect=True), missing)
         beside = f"; the authors' form: {authors.ours} ({authors.status})" if authors else ""
         return replace(paper, ours=paper.ours + beside)
 

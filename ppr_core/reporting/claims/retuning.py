@@ -46,8 +46,8 @@ def _same_everywhere(e: Evidence) -> Answer | None:
         if (values > 1).groupby("defense").any().sum() < 2:
             return None  # of two defenses at least, over data sets, models and rates
     rises = kept.groupby(["defense", *SETTING, "seed"])["rise"].mean()
-    table = rises.groupby(["defense", "seed"]).agg(lambda r: r.max() - r.min())
-    table = table.rename("range").reset_index()
+    ranges = rises.groupby(["defense", "seed"]).agg(lambda r: r.max() - r.min())
+    table = ranges.rename("range").reset_index()
     found = each_in(table, "range", bounds(2), "range of the rise over settings", ["defense"])
     return leaving(resting(found, kept), awake(rows))
 
