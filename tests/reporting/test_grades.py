@@ -37,8 +37,8 @@ def test_another_scale_is_worth_less_and_is_told(columns, grade, scale):
 
 
 def test_how_qra_was_taken_grades_what_is_said_of_qra_alone():
-    rows = {name: {"q_p_asr": 60.0, "p_asr": 90.0} for name in BASELINES}
-    made = at_every([("cifar10", "resnet18", 0.05)], **rows)
+    rows = {n: {"q_p_asr": 65.0, "qe_p_asr": 65.0, "p_asr": 90.0} for n in BASELINES}
+    made = whole([("cifar10", "resnet18", 0.05)], **rows)
     made = changed(made, measure_scale="query width 8 (1024); path points 3 (21)")
     found = verdict(20, made)
     assert found.grade == "seen" and "query width 8 (1024)" in found.left_out
