@@ -5,8 +5,6 @@ Differs from the authors' code: nothing in a file is executed, and weights are m
 by their position.
 """
 
-import pickle
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +23,7 @@ from ppr_core.data.images import ImageSet
 from ppr_core.errors import CheckpointError, DataError, need
 from ppr_core.models import MODELS
 from ppr_core.models.base import Architecture
-from ppr_core.weights import UNREADABLE, State, matched
+from ppr_core.weights import UNREADABLE, State, matched, need_plain, runs, unread
 
 # Their names for architectures -> ours, with the settings that make them alike.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -195,9 +193,10 @@ def read_head(path: Path) -> Head:
     dataset = content.get("clean_data", "")
     dataset = dataset if isinstance(dataset, str) else ""
     tensors = {key: value for key, value in weights.items() if isinstance(value, Tensor)}
-    rest = [key for key in tensors if not str(key).startswith("backbone.")]
-    if rest and all(str(key).startswith("linear.") for key in rest):  # as their DBD cuts it
-        tensors = {str(key).removeprefix("backbone."): value for key, value in tensors.items()}
+    need_plain(tensors, path)
+    rest = [key for key in tensors if not key.startswith("backbone.")]
+    if rest and all(key.startswith("linear.") for key in rest):  # as their DBD cuts it
+        tensors = {key.removeprefix("backbone."): value for key, value in tensors.items()}
     return Head(path, name, classes, dataset, tensors, content)
 
 
@@ -228,16 +227,14 @@ def _loaded(path: Path) -> dict[str, Any]:
 
 def _reason(error: BaseException) -> str:
     """Say in one line why a file was not loaded."""
-    named = re.search(r"(?:GLOBAL|global) ([\w.]+\.[\w.]+)", str(error))
-    if named and named[1].startswith("PIL."):
+    named = runs(error)
+    if named.startswith("PIL."):
         return (
-            f"it holds pictures ({named[1]}) in place of files; save the attack with a folder for "
+            f"it holds pictures ({named}) in place of files; save the attack with a folder for "
             "its images (save_folder_path)"
         )
-    if named and isinstance(error, pickle.UnpicklingError):
-        return f"it would run {named[1]} when loaded; only tensors, numbers and text are taken"
-    first = str(error).partition("\n")[0]
-    return f"expected a file that torch saved, got {type(error).__name__}: {first}"
+    why = unread(error)
+    return why if named else f"expected a file that torch saved, got {type(error).__name__}: {why}"
 
 
 def _spec(path: Path, name: str, dataset: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import pickle
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -143,17 +144,61 @@ def tensors(path: Path) -> State:
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
-        reason = str(error).partition("\n")[0]
         raise CheckpointError(
             f"expected weights in {path} (safetensors, or a state_dict of tensors alone), got: "
-            f"{type(error).__name__}: {reason}"
+            f"{type(error).__name__}: {unread(error)}"
         ) from None
     found = found if isinstance(found, dict) else {}
     found = next((found[key] for key in KEYS if isinstance(found.get(key), Mapping)), found)
     state = {name: t for name, t in found.items() if isinstance(t, Tensor)}
+    need_plain(state, path)
     if any(name.startswith("model.") for name in state):  # a stage keeps other tensors beside
         state = {name: t for name, t in state.items() if name.startswith("model.")}
     return state
+
+
+def unread(error: BaseException) -> str:
+    """Say in one line why a file was not read, without torch's advice to read it unsafely."""
+    named, text = runs(error), str(error)
+    if named:
+        return f"it would run {named} when loaded; only tensors, numbers and text are taken"
+    told = re.search(r"WeightsUnpickler error: ([^\n]*)", text)
+    if told:
+        return f"no pickle of tensors alone ({told[1].strip()})"
+    return "no pickle of tensors alone" if "weights_only" in text else text.partition("\n")[0]
+
+
+def runs(error: BaseException) -> str:
+    """Return what a pickle would have run, or an empty text."""
+    named = re.search(r"(?:GLOBAL|global) ([\w.]+\.[\w.]+)", str(error))
+    return named[1] if named and isinstance(error, pickle.UnpicklingError) else ""
+
+
+def need_plain(state: Mapping[Any, Tensor], path: Path) -> None:
+    """Raise CheckpointError unless all are tensors of real numbers by name, none of them sparse."""
+    for name, tensor in state.items():
+        need(
+            isinstance(name, str),
+            f"expected tensors by name in {path}, got {name!r} ({type(name).__name__}) as a name; "
+            "save model.state_dict()",
+            CheckpointError,
+        )
+        kind = next((word for word, so in _odd(tensor).items() if so), "")
+        need(
+            not kind,
+            f"expected dense tensors of real numbers in {path}, got a {kind} one for {name}; "
+            "convert it before saving",
+            CheckpointError,
+        )
+
+
+def _odd(tensor: Tensor) -> dict[str, bool]:
+    return {
+        "quantized": tensor.is_quantized,
+        "nested": tensor.is_nested,
+        "sparse": tensor.layout != torch.strided,
+        "complex": tensor.is_complex(),
+    }
 
 
 def matched(state: Mapping[str, Tensor], model: nn.Module, path: Path) -> State:

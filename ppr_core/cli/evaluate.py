@@ -24,6 +24,13 @@ OWN = {  # what the attack of a trigger made elsewhere is called in tables, and 
 }
 
 REPLAYED = (OWN["pairs"], OWN["stored"])
+# Flags that only some triggers know; beside others they are refused.
+FLAGS = {"at": ("picture",), "alpha": ("picture",), "mask": ("picture",), "images": ("stored",)}
+SERVED = {
+    "picture": "a picture as --trigger",
+    "stored": "the stored images of an attack_result.pt, without --attack and --trigger",
+}
+SET_HERE = ("rho_grid", "notebooks", "clean_control", "checkpoints")  # whatever a file says
 
 
 def add(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -99,6 +106,9 @@ def resolve(arguments: argparse.Namespace) -> tuple[str, "Plan"]:
 
     first = arguments.backdoored or arguments.purified
     need(first, "expected --backdoored FILE, --purified FILE or both, got neither")
+    for pair in arguments.set:
+        name = pair.partition("=")[0].split(".")[0]
+        need(name not in SET_HERE, f"expected no -p {name}: this command sets it; leave it out")
     for file in (arguments.backdoored, arguments.purified, arguments.clean):
         need(not file or Path(file).is_file(), f"expected a file, got {file}", CheckpointError)
     head = _head(Path(first))
@@ -116,6 +126,12 @@ def resolve(arguments: argparse.Namespace) -> tuple[str, "Plan"]:
     values["attacks"] = {label: {**values.get("attacks", {}).get(label, {}), **attack}}
     values["defenses"] = {"ep": values.get("defenses", {}).get("ep", {})}
     values = read(None, arguments.set, values)
+    need_groups(values)
+    need(
+        list(values["attacks"]) == [label],
+        f"expected settings of the attack {label} alone (-p attacks.{label}.KEY=VALUE), got "
+        f"{', '.join(values['attacks']) or 'none'}",
+    )
     stats = (arguments.mean, arguments.std)
     values["model"] = normalised(values["model"], *(stats if any(stats) else file_stats(first)))
     values |= {"rho_grid": [], "notebooks": [], "clean_control": False}
@@ -127,6 +143,19 @@ def resolve(arguments: argparse.Namespace) -> tuple[str, "Plan"]:
         values["attacks"][label]["poison_rate"] = _share(plan, label, bool(arguments.purified))
         plan = Plan(Study(**values))
     return label, plan
+
+
+def need_groups(values: dict[str, Any]) -> None:
+    """Raise ConfigError where a setting stands in the place of a group of settings."""
+    for name in ("dataset", "model", "attacks", "defenses", "measures"):
+        group = values.get(name, {})
+        inner = group if isinstance(group, dict) and name.endswith("s") else {}
+        for path, found in ((name, group), *((f"{name}.{n}", v) for n, v in inner.items())):
+            need(
+                isinstance(found, dict),
+                f"expected a group of settings for {path}, got {found!r}; give single ones as "
+                f"-p {path}.KEY=VALUE",
+            )
 
 
 def _share(plan: "Plan", label: str, needed: bool) -> float:
@@ -152,6 +181,19 @@ def _head(file: Path) -> "Head | None":
 
 
 def _attack(arguments: argparse.Namespace, head: "Head | None") -> tuple[str, dict[str, Any]]:
+    """Return what the attack is called, and its settings; refuse flags of other triggers."""
+    label, settings = _trigger(arguments, head)
+    kind = label if settings.get("method") == OWN.get(label) else ""
+    for flag, kinds in FLAGS.items():
+        need(
+            getattr(arguments, flag) is None or kind in kinds,
+            f"expected --{flag} with {SERVED[kinds[0]]}, got it beside "
+            f"{SERVED.get(kind, f'the trigger {label!r}')}; leave it out",
+        )
+    return label, settings
+
+
+def _trigger(arguments: argparse.Namespace, head: "Head | None") -> tuple[str, dict[str, Any]]:
     """Return what the attack is called, and its settings."""
     paths, name = arguments.trigger or [], arguments.attack
     need(

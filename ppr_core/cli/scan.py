@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppr_core.cli.evaluate import add_model, file_stats, normalised
+from ppr_core.cli.evaluate import add_model, file_stats, need_groups, normalised
 from ppr_core.cli.study import override, read
 from ppr_core.errors import CheckpointError, need
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:  # late, so that --help imports no torch
     from torch import nn
 
     from ppr_core.data.images import ImageSet
+
+LARGEST = 1024  # side of images, pixels
 
 
 def add(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -40,9 +42,13 @@ def _scan(arguments: argparse.Namespace) -> int:
     from ppr_core.runtime import pick_device, set_threads
 
     values = read(None, arguments.set)
+    need_groups(values)
     spec = {**({"name": arguments.model} if arguments.model else {}), **values.pop("model", {})}
     scan, file = Scan.labelled("scan", values), Path(arguments.checkpoint)
     need(file.is_file(), f"expected a file, got {file}", CheckpointError)
+    folder = Path(arguments.out or f"{file.with_suffix('')}_scan")
+    there = next((part for part in (folder, *folder.parents) if part.exists()), folder)
+    need(there.is_dir(), f"expected a folder for pictures and figures, got the file {there}; --out")
     device = pick_device("auto")
     set_threads(device)
     data, known = _images(arguments)
@@ -60,7 +66,6 @@ def _scan(arguments: argparse.Namespace) -> int:
         print(f"left out  {name}: {reason}")
     print("\n".join(stand_in.told()))
     print("A clean model has a label with the most votes and a smallest patch, too.")
-    folder = Path(arguments.out or f"{file.with_suffix('')}_scan")
     pictures = {
         guess.name.lower().replace(" ", "_"): scanned.picture(guess, held) for guess in guesses
     }
@@ -76,9 +81,12 @@ def _images(arguments: argparse.Namespace) -> tuple["ImageSet", bool]:
     from ppr_core.data.folder import read_images
 
     folder = Path(arguments.data).expanduser()
+    size = arguments.size
+    need(size is None or 1 <= size <= LARGEST, f"expected --size of 1 to {LARGEST}, got {size}")
     if not folder.is_dir() and (arguments.data in data.DATASETS or ":" in arguments.data):
+        need(size is None, f"expected a folder as --data beside --size, got {arguments.data}")
         return data.load(arguments.data).test, True
-    return read_images(folder, arguments.size)
+    return read_images(folder, size)
 
 
 def _read(
@@ -94,6 +102,7 @@ def _read(
     from ppr_core.metrics import logits
     from ppr_core.models import build
     from ppr_core.models.nearest import classes_of
+    from ppr_core.models.needs import need_channels
 
     if not known:
         classes = classes_of(tensors_of(file))
@@ -102,6 +111,7 @@ def _read(
         spec = _found(file, data, known) | spec
     stats = stats if any(stats) else file_stats(str(file))
     model = build(normalised(spec, *stats), data.num_classes, seed=0)
+    need_channels(model, data.images)
     model.load_state_dict(weights_of(file, model))
     model.to(data.device).eval()
     if not known:
@@ -141,6 +151,11 @@ def _accuracy(
     from ppr_core.metrics import clean_accuracy
 
     if not known:
+        need(
+            expected is None,
+            "expected images with labels (one folder a class) beside --expect-c-acc, got images "
+            "alone; leave it out",
+        )
         print("C-Acc    not known: the images have no labels; the model's answers stand for them")
         return None
     found = clean_accuracy(model, data)

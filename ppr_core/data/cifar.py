@@ -52,11 +52,11 @@ class Cifar10(Dataset):
                     return reader
                 except (OSError, HTTPException, RuntimeError) as error:
                     failures.append(f"{url}: {error}")
+        told = "; ".join(" ".join(one.split()) for one in failures)
         raise DataError(
-            f"expected to download {reader.filename}, got from every address:\n  "
-            + "\n  ".join(failures)
-            + f"\nput the file into {root} by hand (md5 {self.md5}), make room there, or let "
-            "PPR_DATA name another folder"
+            f"expected to download {reader.filename}, got it from no address ({told}); put the "
+            f"file into {root} by hand (md5 {self.md5}), make room there, or let PPR_DATA name "
+            "another folder"
         )
 
 

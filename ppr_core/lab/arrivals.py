@@ -18,6 +18,7 @@ from ppr_core.lab.checks import check
 from ppr_core.lab.graph import CLEAN, NO_ATTACK, NO_DEFENSE
 from ppr_core.lab.plan import Plan
 from ppr_core.metrics import evaluate, triggered
+from ppr_core.models.needs import need_channels
 from ppr_core.reactivation.gates import Evidence, Gates
 from ppr_core.runtime import Record, session
 
@@ -122,6 +123,7 @@ def _role(of: tuple[str, str]) -> str:
 
 def _built(plan: Plan, file: Path) -> nn.Module:
     model = plan.setting.build(seed=0)
+    need_channels(model, plan.images.test.images)
     model.load_state_dict(weights_of(file, model))
     return model.to(plan.device).eval()
 

@@ -78,10 +78,18 @@ def parse(text: str) -> Any:
         return loader.construct_document(node)
     except (yaml.YAMLError, RecursionError) as error:
         told = f"groups nested more than {DEEPEST} deep"
-        said = told if isinstance(error, RecursionError) else str(error)
+        said = told if isinstance(error, RecursionError) else _in_one_line(error)
         raise ConfigError(f"expected YAML, got {said}") from None
     finally:
         loader.dispose()
+
+
+def _in_one_line(error: Exception) -> str:
+    """Say where YAML ends to be YAML, and why."""
+    place = getattr(error, "problem_mark", None)
+    if place is None:
+        return " ".join(str(error).split())
+    return f"{getattr(error, 'problem', error)} in line {place.line + 1}, column {place.column + 1}"
 
 
 def _count(node: yaml.Node, counted: dict[int, int], depth: int) -> int:

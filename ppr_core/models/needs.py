@@ -65,6 +65,22 @@ def need_all(model: nn.Module, names: Iterable[str], user: str) -> None:
         )
 
 
+def need_channels(model: nn.Module, data: Tensor) -> None:
+    """Raise ConfigError where a model's normalisation is of other channels than the images.
+
+    Args:
+        model: whose first layer may be `normalise`.
+        data: images (N, C, H, W).
+    """
+    layer = getattr(model, "normalise", None)
+    ours = getattr(layer, "mean", None)
+    need(
+        not isinstance(ours, Tensor) or ours.numel() in (1, data.shape[1]),
+        f"expected mean and std of one number, or of {data.shape[1]} as the images have channels, "
+        f"got {ours.numel() if isinstance(ours, Tensor) else 0}; see --mean and --std",
+    )
+
+
 @torch.no_grad()
 def need_map_sizes(bare: nn.Module, size: int, device: torch.device) -> None:
     """Raise ConfigError where a training on small images would get wrong gradients.

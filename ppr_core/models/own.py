@@ -3,11 +3,12 @@
 import inspect
 from typing import Any, ClassVar, Self
 
+import torch
 from pydantic import model_validator
 from torch import nn
 
 from ppr_core.config import Field, code_digest, from_registry, load_own
-from ppr_core.errors import need
+from ppr_core.errors import ConfigError, need
 from ppr_core.models.base import PIXELS, Architecture, Network, Normalise
 from ppr_core.models.pretrained import Statistics, need_stats
 from ppr_core.models.wrap import wrap
@@ -34,17 +35,38 @@ class Own(Architecture):
 
     def make(self, num_classes: int) -> Network:
         """Call it, with num_classes where it takes that, and find features and head."""
-        call, arguments = load_own(self.path, "model"), dict(self.arguments)
-        kinds = inspect.signature(call).parameters
-        if "num_classes" in kinds or any(p.kind is p.VAR_KEYWORD for p in kinds.values()):
-            arguments.setdefault("num_classes", num_classes)
-        module = call(**arguments)
+        module = self._called(num_classes)
         need(
             isinstance(module, nn.Module),
             f"expected an nn.Module from {self.path}, got {type(module).__name__}",
         )
         stats = (self.mean, self.std) if self.mean and self.std else PIXELS
         return wrap(module, stats=stats, size=self.size, head=self.head, num_classes=num_classes)
+
+    def _called(self, num_classes: int) -> Any:
+        """Return what the user's callable returns."""
+        call, arguments = load_own(self.path, "model"), dict(self.arguments)
+        form = f"expected {self.path} to be a callable that returns an nn.Module"
+        need(callable(call), f"{form}, got {call!r}")
+        signature = inspect.signature(call)
+        kinds = signature.parameters
+        if "num_classes" in kinds or any(p.kind is p.VAR_KEYWORD for p in kinds.values()):
+            arguments.setdefault("num_classes", num_classes)
+        try:
+            signature.bind(**arguments)
+        except TypeError as error:
+            raise ConfigError(
+                f"expected {self.path} to take {sorted(arguments)}, got {error}; give what it "
+                "takes besides num_classes as -p model.arguments.NAME=VALUE"
+            ) from None
+        try:
+            return call(**arguments)
+        except Exception as error:  # whatever the user's code raises
+            bare = torch.get_default_device().type == "meta"
+            if bare and isinstance(error, NotImplementedError | RuntimeError):
+                raise  # `skeleton` tries again with memory
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            raise ConfigError(f"{form}, got {reason}") from None
 
     def skeleton(self, num_classes: int) -> Network:
         """Return the classifier without memory, or with it where its code does not allow that."""

@@ -1,9 +1,10 @@
 """A model alone, with clean images: which trigger may it know, and does that one wake it?"""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from ppr_core.config import Field, Settings
@@ -86,6 +87,12 @@ class Scan(Settings):
     )
     held: float = Field(0.25, gt=0, lt=1, description="share of the images that ASR is taken on")
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        counts = self.battery.counts
+        need(min(counts, default=1) >= 1, f"expected battery.counts of 1 or more, got {counts}")
+        return self
+
     def split(self, data: ImageSet, rng: torch.Generator) -> tuple[ImageSet, ImageSet]:
         """Return the images to search and tune on, and those to judge on."""
         count = round(self.held * len(data))
@@ -94,8 +101,19 @@ class Scan(Settings):
             f"expected images to tune and to judge on, got {len(data)} in all",
             DataError,
         )
+        tune = len(data) - count
+        need(
+            min(self.battery.counts, default=0) <= self._most(tune),
+            f"expected battery.counts with one of at most {self._most(tune)} poisons, half of "
+            f"what is tuned on, got {self.battery.counts}; give more images, or smaller counts",
+            DataError,
+        )
         order = torch.randperm(len(data), generator=fork(rng, "held"))
         return data.subset(order[count:]), data.subset(order[:count])
+
+    def _most(self, images: int) -> int:
+        """Return how many of the samples may be poisons."""
+        return round(self.battery.retuning.share * images) // 2
 
     def guesses(
         self, model: nn.Module, data: ImageSet, *, rng: torch.Generator
@@ -153,7 +171,7 @@ class Scan(Settings):
             rng=rng,
         )
         epochs, cells = self.battery.paper.epochs, [bench.start(model)]
-        most = min(len(poisons), round(self.battery.retuning.share * len(tune)) // 2)
+        most = min(len(poisons), self._most(len(tune)))
         cells += bench.run(model, "relearn", Setting(poisons=0), [epochs])
         for count in sorted(number for number in self.battery.counts if number <= most):
             for draw in range(self.battery.draws):

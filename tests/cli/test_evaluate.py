@@ -236,6 +236,10 @@ def hostile(change):
     return write
 
 
+def result(state):
+    return {"model_name": "resnet18", "num_classes": 4, "model": state, "clean_data": "cifar10"}
+
+
 def large_patch(state):
     Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save("patch.png")
 
@@ -243,7 +247,13 @@ def large_patch(state):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (hostile(lambda s: s | {"fc.bias": Evil()}), "expected weights in theirs.pt .* got: Unpi"),
+        (hostile(lambda s: s | {"fc.bias": Evil()}), "theirs.pt .* Unp.*: it would run posix.sys"),
+        (hostile(lambda s: s | {5: torch.zeros(2)}), "expected tensors by name .*, got 5 .int. as"),
+        (hostile(lambda s: s | {"fc.bias": s["fc.bias"].to_sparse()}), "got a sparse one for fc.b"),
+        (hostile(lambda s: s | {"fc.bias": s["fc.bias"] * 1j}), "got a complex one for fc.bias"),
+        (hostile(lambda s: result(s | {5: torch.zeros(2)})), "got 5 .int. as a name"),
+        (hostile(lambda s: result(s | {"a": s["fc.bias"].to_sparse()})), "got a sparse one for a;"),
+        (lambda s: os.truncate("theirs.pt", 0), "expected weights in theirs.pt"),
         (hostile(lambda s: Evil()), "expected weights in theirs.pt"),
         (hostile(lambda s: {"model_name": "x", "num_classes": 4, "model": Evil()}), "expected wei"),
         (hostile(lambda s: s | {"fc.bias": torch.full((4,), torch.nan)}), "got NaN or infinity in"),
@@ -261,8 +271,61 @@ def large_patch(state):
 )
 def test_hostile_input_is_one_line_and_leaves_nothing(spoil, message, place, capsys, store, victim):
     spoil(torchvisions(victim[0]))
-    refused([*BASE, *PATCH, *RIGHT], capsys, store, message)
+    err = refused([*BASE, *PATCH, *RIGHT], capsys, store, message)
     assert not (place / "executed").exists()
+    assert "weights_only" not in err and "trust" not in err, "torch's advice is not ours"
+
+
+FUNCTION = ["--trigger", "mine.py:white"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--attack", "badnet", "--mask", "none.png"], "--mask with a picture as --trigger"),
+        ([*FUNCTION, "--at", "3,3"], "expected --at with a picture as --trigger, got it beside"),
+        ([*FUNCTION, "--alpha", "0.0"], "expected --alpha with a picture"),
+        ([*PATCH, "--images", "clean"], "--images with the stored images .* beside a picture"),
+        (["--trigger", "clean", "marked", "--images", "clean"], "beside the trigger 'pairs'"),
+        ([*FUNCTION, "-p", "attacks=3"], "expected a group of settings for attacks, got 3; give"),
+        ([*FUNCTION, "-p", "attacks.function=3"], "a group of settings for attacks.function"),
+        ([*FUNCTION, "-p", "attacks.badnet={}"], "of the attack function alone .* got function, b"),
+        ([*FUNCTION, "-p", "attacks={}"], "of the attack function alone .* got none"),
+        ([*FUNCTION, "-p", "model=resnet18"], "a group of settings for model, got 'resnet18'"),
+        ([*FUNCTION, "-p", "measures=null"], "a group of settings for measures, got None"),
+        ([*FUNCTION, "-p", "measures.query=null"], "a group of settings for measures.query"),
+        ([*FUNCTION, "-p", "rho_grid=[0.5]"], "expected no -p rho_grid"),
+        ([*FUNCTION, "--mean", "0.5,0.5", "--std", "1,1"], "one number, or of 3 as the images"),
+    ],
+)
+def test_what_would_be_ignored_or_break_is_refused(words, message, place, capsys, store):
+    refused([*BASE, *RIGHT, *words], capsys, store, message)
+
+
+FACTORIES = """
+def twoargs(a, b): return a
+def broken(num_classes): raise KeyError("weights")
+number = 3
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("twoargs", "expected mine.py:twoargs to take .*, got missing a required argument: 'a'"),
+        ("broken", "expected mine.py:broken to be a callable .*, got KeyError: 'weights'"),
+        ("number", "mine.py:number"),
+    ],
+)
+def test_a_callable_that_makes_no_model_is_refused(name, message, place, capsys, store):
+    (place / "mine.py").write_text(MINE + FACTORIES)
+    words = [*BASE, *FUNCTION, "--model", f"mine.py:{name}"]
+    refused(words, capsys, store, message)
+
+
+def test_a_study_file_that_is_no_yaml_is_one_line(place, capsys, store):
+    (place / "bad.yaml").write_text("a: [1\nb: }\n")
+    refused([*BASE, *PATCH, "-f", "bad.yaml"], capsys, store, r"expected YAML, got .* in line 2, c")
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ from tests.cli.test_evaluate import TINY_BUDGETS, Evil
 from tests.conftest import TINY_STUDY, tiny_set, torchvisions
 from tests.models.test_wrap import After, drawn
 
+KNOWN = ["--model", "resnet18_pooled"]
+KNOWN += [word for name in ("stem=3", "width=4", "blocks=1") for word in ("-p", f"model.{name}")]
 SHORT = [word for pair in TINY_BUDGETS for word in ("-p", pair)]
 
 
@@ -78,12 +80,26 @@ def test_images_without_labels_take_the_models_answers(place, capsys):
         (["--data", "images", "--expect-c-acc", "50"], "expected C-Acc 50 within 1 points, got"),
         (["--data", "images", "-p", "cleanse.wantd=1"], "did you mean 'wanted'"),
         (["--data", "images", "--mean", "1,2,3"], "expected both --mean and --std"),
+        (
+            ["--data", "images", *KNOWN, "--mean", "1,2", "--std", "1,1"],
+            "expected mean and std of one",
+        ),
+        (["--data", "images", "--size", "-4"], "expected --size of 1 to 1024, got -4"),
+        (["--data", "images", "--size", "0"], "expected --size of 1 to 1024, got 0"),
+        (["--data", "shapes", "--size", "8"], "expected a folder as --data beside --size"),
+        (["--data", "images", "-p", "model=3"], "expected a group of settings for model, got 3"),
+        (["--data", "images", "-p", "model=null"], "expected a group of settings for model"),
+        (["--data", "images", "--out", "theirs.pt"], "got the file theirs.pt"),
+        (["--data", "images", "--out", "theirs.pt/deep/er"], "got the file theirs.pt"),
+        (["--data", "images", "-p", "battery.counts=[0, 5]"], "battery.counts of 1 or more"),
+        (["--data", "images", *KNOWN, "-p", "battery.counts=[9999]"], "at most 24 poisons"),
+        (["--data", "flat", *KNOWN, "--expect-c-acc", "9"], "with labels (one folder a class)"),
     ],
 )
 def test_what_cannot_be_scanned_is_one_line_and_leaves_nothing(words, message, place, capsys):
     assert main(["scan", "theirs.pt", *words]) == 2
     err = capsys.readouterr().err
-    assert err.count("error: ") == 1 and message in err
+    assert err.count("error: ") == 1 and message in err.splitlines()[-1], err
     assert not (place / "theirs_scan").exists()
 
 

@@ -129,6 +129,7 @@ def test_when_every_address_fails_the_error_tells_all(served, address, tmp_path)
         "PPR_DATA",
     ):
         assert said in str(error.value)
+    assert "\n" not in str(error.value), "one line"
     assert not (tmp_path / "data" / "cache").exists()
 
 
