@@ -109,8 +109,8 @@ def resolve(arguments: argparse.Namespace) -> tuple[str, "Plan"]:
     for pair in arguments.set:
         name = pair.partition("=")[0].split(".")[0]
         need(name not in SET_HERE, f"expected no -p {name}: this command sets it; leave it out")
-    for file in (arguments.backdoored, arguments.purified, arguments.clean):
-        need(not file or Path(file).is_file(), f"expected a file, got {file}", CheckpointError)
+    for file in filter(None, (arguments.backdoored, arguments.purified, arguments.clean)):
+        _need_weights(Path(file))  # first of all: the data may have to be downloaded
     head = _head(Path(first))
     known = not head or head.dataset in ("", *DATASETS) or arguments.dataset or arguments.file
     need(known, f"expected --dataset for {first}: its {head and head.dataset!r} is not known here")
@@ -143,6 +143,17 @@ def resolve(arguments: argparse.Namespace) -> tuple[str, "Plan"]:
         values["attacks"][label]["poison_rate"] = _share(plan, label, bool(arguments.purified))
         plan = Plan(Study(**values))
     return label, plan
+
+
+def _need_weights(file: Path) -> None:
+    """Raise CheckpointError where a file is none, or holds no weights that are finite numbers."""
+    from ppr_core.bench import tensors_of
+    from ppr_core.weights import need_finite
+
+    need(file.is_file(), f"expected a file, got {file}", CheckpointError)
+    found = tensors_of(file)
+    need(found, f"expected tensors by name in {file}, got none", CheckpointError)
+    need_finite(found, file)
 
 
 def need_groups(values: dict[str, Any]) -> None:

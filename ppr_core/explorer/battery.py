@@ -17,6 +17,7 @@ from ppr_core.reactivation.cells import load
 from ppr_core.reactivation.figures import by_place
 from ppr_core.reporting import plots
 
+NO_VERDICT = "no verdict"  # of the battery itself
 LINES = {"own": "this model", "clean": "clean models"}
 
 
@@ -61,9 +62,9 @@ class BatteryPanel(Panel):
         said = f"{figures['verdict']['word']} ({figures['verdict']['reason']})"
         text = f"<p><b>{poisons:g} poisons, learning rate × {rate:g}</b>{self._read(here)}: "
         text += f"{pages.figures({LINES[name]: value for name, value in found.items()})}</p>"
-        text += pages.told(
-            words.of_battery(poisons, rate, found.get("own"), found.get("clean"), said)
-        )
+        says = words.of_battery(poisons, rate, found.get("own"), found.get("clean"), said)
+        gated = figures["verdict"]["word"] == NO_VERDICT
+        text += pages.refused(says) if gated else self.verdict(self.choice.cell, says)
         text += pages.note(
             f"ASR reaches 50 % with {_count(figures['wake_count'])} poisons; the clean models need "
             f"{_count(figures['clean_wake_count'])}."

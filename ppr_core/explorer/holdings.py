@@ -9,14 +9,16 @@ import pandas as pd
 
 from ppr_core.defenses import Pam
 from ppr_core.errors import CheckpointError, ConfigError, DataError
-from ppr_core.lab.graph import CLEAN, Cell, Stage
+from ppr_core.lab.graph import CLEAN, NO_DEFENSE, Cell, Stage
 from ppr_core.lab.measures.battery import CONTROL
 from ppr_core.lab.places import ROOT
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import Run, Store
 from ppr_core.lab.study import Study
 from ppr_core.method import Result
+from ppr_core.reporting import checks
 from ppr_core.reporting.results import PURIFIED_BELOW, WOKEN_BY, name_of
+from ppr_core.reporting.results import cells as cells_of
 
 CURVE = {"c_acc": "o_c_acc", "o_asr": "o_asr", "p_asr": "p_asr"}  # of a retuned stage's metrics
 BATTERY = "battery"  # label of the measure
@@ -87,6 +89,19 @@ class Held:
         own = rows[rows["scored"] == "self"].set_index("eps")["p_asr"]
         clean = rows[rows["scored"] == "clean_unseen"].set_index("eps")["p_asr"]
         return float(own[own.index.max()] - max(own[own.index.min()], clean.max()))
+
+    def failed(self, cell: Cell) -> list[str]:
+        """Return the checks that a model fails, a sentence each: it gets no verdict then."""
+        if cell not in self._failed:
+            controls = {cell.but(defense=name) for name in (NO_DEFENSE, CLEAN)}
+            beside = [one for one in self.plan.cells() if one in controls]
+            said = checks.column(cells_of(self.plan, self.store, [cell, *beside])).iloc[0]
+            self._failed[cell] = [text for text in said.split(checks.MARK) if text]
+        return self._failed[cell]
+
+    @cached_property
+    def _failed(self) -> dict[Cell, list[str]]:
+        return {}
 
     def name(self, cell: Cell) -> str:
         """Return a cell's defense as tables name it."""

@@ -38,6 +38,12 @@ def told(sentence: str) -> str:
     return f'<p style="font-weight:600;line-height:1.45;max-width:60rem">{escape(sentence)}</p>'
 
 
+def refused(sentence: str) -> str:
+    """Return, in red, the sentence that says why figures mean nothing."""
+    style = f"color:{BAD};font-weight:600;line-height:1.45;max-width:60rem"
+    return f'<p style="{style}">{escape(sentence)}</p>'
+
+
 def table(frame: pd.DataFrame, strong: int | None = None) -> str:
     """Return a table, one row marked: settings in the first column, percentages in the others."""
     head = "".join(f"<th {CELL}>{escape(str(name))}</th>" for name in frame.columns)

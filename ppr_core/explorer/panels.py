@@ -11,6 +11,7 @@ from ppr_core.explorer import pages, words
 from ppr_core.explorer.choice import Choice, Latest
 from ppr_core.explorer.holdings import UNUSABLE, not_measured
 from ppr_core.explorer.live import MEASURED, Samples, Walk
+from ppr_core.lab.graph import Cell
 from ppr_core.lab.reader import Reader
 from ppr_core.reporting import plots
 
@@ -85,6 +86,18 @@ class Panel:
     def shown(self) -> list[bytes]:
         """The pictures that stand in the panel."""
         return [child.value for child in self.row.children if isinstance(child, widgets.Image)]
+
+    def verdict(self, cell: Cell, sentence: str) -> str:
+        """Return what figures of a model mean; where it fails a check, that in its place, in red.
+
+        Args:
+            cell: the model.
+            sentence: what they mean otherwise.
+        """
+        held = self.choice.study
+        failed = held.failed(cell)
+        name = f"{cell.attack} / {held.name(cell)}"
+        return pages.refused(words.gated(name, failed)) if failed else pages.told(sentence)
 
     def nothing(self, why: str) -> None:
         """Say why there is nothing to show."""
@@ -177,8 +190,9 @@ class EpsilonPanel(Panel):
         target = classes[self.samples.trigger.target]
         text = (
             f"<p><b>epsilon {asked:g}/255</b>{self._read(asked)}: {pages.figures(rates)}. The "
-            f"attacker's target is <b>{escape(target)}</b>, in red.</p>{pages.told(says)}"
+            f"attacker's target is <b>{escape(target)}</b>, in red.</p>"
         )
+        text += self.verdict(self.choice.cell, says)
         self.show(text, pages.sample(sample, true), self.picture.png([(asked, found)]))
         self.figure, self.table = self.picture.figure, sample.answers
 
@@ -214,7 +228,8 @@ class PathPanel(Panel):
         found = {"C-Acc": 100 - errors["clean_error"], "backdoor error": errors["backdoor_error"]}
         about = f"measured now, on {MEASURED} test images of each kind; lines: on all of them"
         text = f"<p><b>t = {t:.2f}</b>: {pages.figures(found)} <i>({about})</i></p>"
-        text += pages.told(words.of_path(t, 100 - errors["backdoor_error"], self.points))
+        says = words.of_path(t, 100 - errors["backdoor_error"], self.points)
+        text += self.verdict(self.choice.cell, says)
         if not len(self.points):
             missing = not_measured("path", self.choice.study, self.choice.cell)
             text += pages.note(f"No curve. {missing}")

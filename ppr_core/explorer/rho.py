@@ -81,7 +81,7 @@ class RhoPanel(Panel):
         named = {FIGURES[name]: row[name] for name in FIGURES}
         self.table = self.curve.drop(columns="cell").rename(columns=FIGURES)
         text = f"<p>{says}: {pages.figures(named)}</p>"
-        text += pages.told(words.of_rho(row["rho"], row["o_asr"], row["p_asr"]))
+        text += self.verdict(row["cell"], words.of_rho(row["rho"], row["o_asr"], row["p_asr"]))
         text += self._follow(row["cell"])
         # The line stands where the slider stands, the rings where there are figures.
         rings = {name: row[name] for name in FIGURES}

@@ -1,5 +1,7 @@
 """What a panel's figures mean, in one sentence."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from ppr_core.reporting.results import PURIFIED_BELOW, WOKEN_BY
@@ -18,6 +20,16 @@ def of_rho(rho: float, o_asr: float, p_asr: float) -> str:
             f"{p_asr:.0f} %: it was asleep, not gone."
         )
     return f"{name} looks safe (ASR {o_asr:.0f} %) and stays so after retuning ({p_asr:.0f} %)."
+
+
+def gated(name: str, failed: Sequence[str]) -> str:
+    """Say that there is no verdict on a model, and why.
+
+    Args:
+        name: of the model.
+        failed: the checks that it fails, a sentence each.
+    """
+    return f"No verdict on {name}. {' '.join(failed)}"
 
 
 def of_epsilon(eps: float, start: float, p_asr: float, control: float | None) -> str:

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 Row = dict[str, Any]
 
 MARK = " | "  # between the sentences of one row
+SIGN = "†"  # beside a row or a figure that has none
 NO_VERDICT = "no verdict."  # in every line of `listed`
 DAMAGED = "Its result is damaged"  # what a row says whose defense's warnings cannot be read
 

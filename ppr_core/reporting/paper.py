@@ -89,11 +89,15 @@ def compare(rows: pd.DataFrame, *, other_scale: bool = False) -> pd.DataFrame:
     return both[[*ORDER, "scale"] if other_scale else ORDER]
 
 
+def at_scale(rows: pd.DataFrame, *, other_scale: bool) -> pd.DataFrame:
+    """Return the rows that have figures of the scale asked for: the paper's, or others."""
+    done = with_scale(rows[rows["status"] == "done"])
+    return done[(done["level"] == PAPER) != other_scale]
+
+
 def _measured(rows: pd.DataFrame, *, other_scale: bool) -> pd.DataFrame:
     """Return our figures, one row a cell, seed and figure, of the scale asked for."""
-    done = rows[rows["status"] == "done"]
-    done = with_scale(done)
-    done = done[(done["level"] == PAPER) != other_scale]
+    done = at_scale(rows, other_scale=other_scale)
     same = [*MEANINGS, "rho", "scale", "seed"]
     long = done.melt(same, FIGURES, "figure", "ours").dropna(subset="ours")
     return long.drop_duplicates([*same, "figure"]).astype({"ours": float, "rho": float})

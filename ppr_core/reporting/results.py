@@ -33,7 +33,7 @@ PURIFIED_BELOW = 15.0  # O-ASR (%) up to which a model counts as purified
 WOKEN_BY = 20.0  # rise of ASR (points) under RA from which a backdoor counts as woken
 
 
-def cells(plan: Plan, store: Store) -> pd.DataFrame:
+def cells(plan: Plan, store: Store, among: Sequence[Cell] | None = None) -> pd.DataFrame:
     """Return one row a cell (attack, defense, seed), in the study's order.
 
     The figures are the columns of the measures, those of a user's own included (`columns_of`). A
@@ -41,8 +41,13 @@ def cells(plan: Plan, store: Store) -> pd.DataFrame:
     `status`. Rows of the attack "none" are defenses of the never-poisoned model. `ra_poisons` is
     the number of poisoned samples that RA took. A row with `checks` has no verdict: they say why.
     `warnings` are those of the defense itself, most of them of its trigger inversion.
+
+    Args:
+        plan: of the study.
+        store: that holds its runs.
+        among: these cells alone, in place of all.
     """
-    grid = list(plan.cells())
+    grid = list(plan.cells() if among is None else among)
     rows = [_row(plan, store, cell) for cell in grid]
     doubts = [checks.warnings_of(store, store.find(plan.source(cell).key)) for cell in grid]
     classes = checks.classes_of(store, [plan.source(cell) for cell in grid])
@@ -278,15 +283,17 @@ def _named(plan: Plan, rows: list[dict[str, Any]], cells: list[Cell]) -> pd.Data
 
 
 def markdown_table(rows: pd.DataFrame) -> str:
-    """Return the result table as Markdown, such as the README's."""
+    """Return the result table as Markdown, such as the README's; failed checks stand below it."""
     table = summary(rows)
     heads = _heads(table)
     lines = [f"| attack | defense | {' | '.join(heads.values())} |"]
     lines.append(f"|---|---|{'---:|' * len(heads)}")
     for _, row in table.iterrows():
         figures = [cell_text(row, name) for name in heads]
-        lines.append(f"| {' | '.join([row['attack'], label(row), *figures])} |")
-    return "\n".join(lines)
+        name = f"{label(row)} {checks.SIGN}" if row["checks"] else label(row)
+        lines.append(f"| {' | '.join([row['attack'], name, *figures])} |")
+    told = [f"- {checks.SIGN} {line}" for line in checks.listed(rows)]
+    return "\n".join([*lines, "", *told] if told else lines)
 
 
 def text_table(rows: pd.DataFrame) -> str:

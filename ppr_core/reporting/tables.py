@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from ppr_core.reporting import paper
+from ppr_core.reporting import checks, paper
+from ppr_core.reporting.evidence import SETTING
 from ppr_core.reporting.setting import PAPER
 
 TITLES = {
@@ -51,6 +52,7 @@ class Printed:
         lines: one a row of the paper's: its label, our texts, the paper's texts.
         notes: mark of a dash -> why there is no number.
         filled: how many of the paper's numbers stand beside ours, and how many there are.
+        failed: a line for each check that rows behind figures with a sign fail.
     """
 
     number: int
@@ -59,6 +61,7 @@ class Printed:
     lines: list[tuple[str, list[str], list[str]]]
     notes: dict[str, str]
     filled: tuple[int, int]
+    failed: list[str]
 
     def text(self) -> str:
         """Return the table for a terminal, at most 120 columns wide."""
@@ -68,8 +71,9 @@ class Printed:
         for label, ours, theirs in self.lines:
             rows += [[label, "ours", *ours], ["", "paper", *theirs]]
         lines = [self.caption(), LEGEND, ""]
+        wide = max(8, *(len(cell) for row in rows for cell in row[2:]))
         for row in rows:
-            cells = " ".join(f"{cell:>8s}" for cell in row[2:])
+            cells = " ".join(f"{cell:>{wide}s}" for cell in row[2:])
             lines.append(f"{row[0]:{width}s} {row[1]:5s} {cells}".rstrip())
         return "\n".join([*lines, *self._told()])
 
@@ -99,7 +103,9 @@ class Printed:
         return f"Table {self.number}. {self.title}: {here} of {count} numbers, percent"
 
     def _told(self) -> list[str]:
-        return ["", *(f"-{mark}: {why}" for mark, why in self.notes.items())] if self.notes else []
+        dashes = [f"-{mark}: {why}" for mark, why in self.notes.items()]
+        told = [*dashes, *(f"{checks.SIGN} {line}" for line in self.failed)]
+        return ["", *told] if told else []
 
 
 def all_tables(rows: pd.DataFrame, *, other_scale: bool = False) -> list[Printed]:
@@ -113,10 +119,12 @@ def all_tables(rows: pd.DataFrame, *, other_scale: bool = False) -> list[Printed
     rows.attrs = {}  # which pandas copies at every step
     beside = paper.compare(rows, other_scale=other_scale)
     held = dict(iter(rows.groupby(paper.MEANINGS))) if len(rows) else {}
-    return [_printed(number, held, beside) for number in TITLES]
+    gated = paper.at_scale(rows, other_scale=other_scale)
+    gated = gated[checks.column(gated) != ""]
+    return [_printed(number, held, beside, gated) for number in TITLES]
 
 
-def _printed(number: int, held: Held, beside: pd.DataFrame) -> Printed:
+def _printed(number: int, held: Held, beside: pd.DataFrame, gated: pd.DataFrame) -> Printed:
     theirs = paper.printed()
     theirs = theirs[theirs["table"] == number]
     beside = beside[beside["table"] == number]
@@ -126,14 +134,16 @@ def _printed(number: int, held: Held, beside: pd.DataFrame) -> Printed:
     heads = list(dict.fromkeys(zip(theirs["group"], theirs["metric"], strict=True)))
     marks: dict[str, str] = {}
     found = _by_cell(beside)
+    gated, places = _gated(gated, theirs)
     lines = []
     for label, cells in theirs.groupby("label", sort=False):
         cells = cells.set_index(["group", "metric"])
-        ours = [_ours(cells.loc[head], held, found, marks) for head in heads]
+        ours = [_ours(cells.loc[head], held, found, marks, places) for head in heads]
         lines.append((str(label), ours, [cells.loc[h, "text"] or "-" for h in heads]))
     count = int(theirs["paper"].notna().sum())
     notes = {mark: why for why, mark in marks.items()}
-    return Printed(number, TITLES[number], heads, lines, notes, (len(beside), count))
+    filled, failed = (len(beside), count), checks.listed(gated)
+    return Printed(number, TITLES[number], heads, lines, notes, filled, failed)
 
 
 def _label(number: int, row: pd.Series) -> str:
@@ -151,6 +161,29 @@ def _key(row: Any) -> tuple:
     return (*(row[name] for name in (*paper.MEANINGS, "figure")), rho)
 
 
+def _place(row: Any) -> tuple:
+    rho = row["rho"] if row["defense"] == "pam" and row["rho"] == row["rho"] else None
+    return (*(row[name] for name in paper.MEANINGS), rho)
+
+
+def _gated(rows: pd.DataFrame, theirs: pd.DataFrame) -> tuple[pd.DataFrame, set[tuple]]:
+    """Return those of our gated rows that a table shows, and its cells that rest on them.
+
+    An average rests on the rows of all of its attacks.
+    """
+    average = theirs["attack"] == paper.AVERAGE
+    shown = {_place(row): row for row in theirs[~average].to_dict("records")}
+    found = [_place(row) for row in rows.to_dict("records")]
+    parts = {_over(shown[place]) for place in found if place in shown}
+    means = {_place(row) for row in theirs[average].to_dict("records") if _over(row) in parts}
+    return rows.loc[[place in shown for place in found]], {*found, *means}
+
+
+def _over(row: Any) -> tuple:
+    """Return what an average and its attacks have in common."""
+    return tuple(row[name] for name in (*SETTING, "defense"))
+
+
 def _by_cell(beside: pd.DataFrame) -> dict[tuple, tuple[float, float]]:
     """Return our mean and spread by the paper's cell."""
     return {_key(row): (row["ours"], row["spread"]) for row in beside.to_dict("records")}
@@ -161,11 +194,16 @@ def _ours(
     held: Held,
     found: dict[tuple, tuple[float, float]],
     marks: dict[str, str],
+    gated: set[tuple],
 ) -> str:
-    """Return our number of a cell with its spread, or a dash whose mark says why there is none."""
+    """Return our number of a cell with its spread, or a dash whose mark says why there is none.
+
+    A number has a sign where a row behind it fails a check.
+    """
     if (key := _key(cell)) in found:
         ours, spread = found[key]
-        return number_text(ours) + (f"±{spread:.1f}" if spread == spread else "")
+        sign = checks.SIGN if _place(cell) in gated else ""
+        return number_text(ours) + (f"±{spread:.1f}" if spread == spread else "") + sign
     why = _reason(cell, held)
     return f"-{marks.setdefault(why, MARKS[len(marks) % len(MARKS)])}"
 

@@ -323,6 +323,12 @@ def test_a_callable_that_makes_no_model_is_refused(name, message, place, capsys,
     refused(words, capsys, store, message)
 
 
+def test_weights_are_looked_at_before_data_is_fetched(place, capsys, store):
+    os.truncate("theirs.pt", 100)
+    words = ["evaluate", "--backdoored", "theirs.pt", "--attack", "badnet"]
+    refused([*words, "--dataset", "folder"], capsys, store, "expected weights in theirs.pt")
+
+
 def test_a_study_file_that_is_no_yaml_is_one_line(place, capsys, store):
     (place / "bad.yaml").write_text("a: [1\nb: }\n")
     refused([*BASE, *PATCH, "-f", "bad.yaml"], capsys, store, r"expected YAML, got .* in line 2, c")

@@ -77,6 +77,13 @@ def cells(store):
     return results.cells(Plan(Study(**EXPLORED)), store)
 
 
+VERDICTS = ("looks safe", "is not purified", "the backdoor is", "sleep", "wake", "No proof")
+
+
+def rho_panel(choice, lab):
+    return rho.RhoPanel(choice, lab, Study(**EXPLORED))
+
+
 def boxes(opened, shown):
     """Every panel that was shown, with the dropdowns that are to stand in it."""
     return [(thing, opened.choice.box) for thing in shown if isinstance(thing, Widget)]
@@ -149,6 +156,25 @@ def test_answers_come_while_a_slider_is_dragged():
         assert len(answered) >= 2
 
     asyncio.run(drag())
+
+
+def test_a_model_that_fails_a_check_gets_no_verdict_in_any_panel(choice, lab, cells):
+    """The tiny victims hardly obey: their rows fail a check, as the study's table says."""
+    held = choice.study
+    kept = cells.assign(cell=list(held.plan.cells())).set_index("cell")["checks"]
+    assert [" | ".join(held.failed(cell)) for cell in held.cells] == list(kept[held.cells])
+    choice.pick(Cell("badnet", "pam", 0))
+    for make in (rho_panel, panels.EpsilonPanel, panels.PathPanel):
+        panel = make(choice, lab)
+        red = f'<p style="color:{pages.BAD};font-weight:600'
+        [said] = [line for line in panel.text.value.split("</p>") if red in line]
+        assert "No verdict on badnet / pam rho 0.5. The backdoored model&#x27;s C-Acc is" in said
+        assert not any(word in panel.text.value for word in VERDICTS)
+        held._failed[choice.cell] = []  # as of a model that passes
+        panel.move()
+        assert "No verdict" not in panel.text.value
+        assert any(word in panel.text.value for word in VERDICTS)
+        del held._failed[choice.cell]
 
 
 # -- rho -----------------------------------------------------------------------------------------
@@ -478,7 +504,9 @@ def test_the_battery_is_shown_where_a_study_has_it(store, lab):
     assert row["clean"].notna().all(), "clean models beside"
     panel.slider.value = paper
     assert f"<b>{paper} poisons, learning rate × 1</b>: this model" in panel.text.value
-    assert result.info["figures"]["verdict"]["word"] in panel.text.value
+    assert result.info["figures"]["verdict"]["word"] == "no verdict"
+    assert f"color:{pages.BAD};font-weight:600" in panel.text.value, "in red"
+    assert "Verdict of the battery: no verdict (" in panel.text.value
     before = panel.pictures[0].value
     panel.rate.value = max(value for _, value in panel.rate.options)
     assert panel.pictures[0].value != before

@@ -29,6 +29,7 @@ def table(made, said):
 
 def test_sound_rows_pass():
     assert set(failed(rows()).values()) == {""}
+    assert "†" not in results.markdown_table(table(rows(), failed(rows())))
 
 
 @pytest.mark.parametrize(
@@ -81,6 +82,12 @@ def test_a_gated_row_has_no_verdict_in_text_findings_and_notebooks():
     [red, found, *_] = results.findings(frame)
     assert red.startswith("blended / ft: no verdict.")
     assert "1 of 1 defenses" in found, "a gated defense counts as purified"
+    head, *lines = results.markdown_table(frame).split("\n\n")
+    assert [line for line in head.split("\n") if "†" in line] == [
+        line for line in head.split("\n") if line.startswith("| blended | ft")
+    ]
+    [told] = lines
+    assert told.startswith("- † blended / ft: no verdict. The defense costs C-Acc: 70.0 %")
     html = frames.readable(frame).to_html()
     assert html.count("no verdict") == 1
 

@@ -105,6 +105,30 @@ def test_ours_stand_over_theirs_with_the_spread():
         assert "Blended" in tables.joined([three], kind)
 
 
+def test_a_number_whose_row_fails_a_check_has_a_sign_and_so_have_averages_over_it():
+    main = EXACT["model"].eq("resnet18") & EXACT["poison_rate"].eq(0.05)
+    main &= EXACT["dataset"].eq("cifar10")
+    row = main & EXACT["attack"].eq("ssba") & EXACT["defense"].isin(["pam", "bti"])
+    failed = EXACT.assign(checks=row.map({True: "Too weak.", False: ""}))
+    printed = {table.number: table for table in tables.all_tables(failed)}
+    three, one = printed[3], printed[1]
+    signed = {label: [t for t in ours if "†" in t] for label, ours, _ in three.lines}
+    assert {label: len(texts) for label, texts in signed.items() if texts} == {
+        "BTI O-Rob": 2,
+        "BTI P-Rob": 2,
+        "PAM O-Rob": 2,
+        "PAM P-Rob": 2,
+    }
+    assert three.failed == ["ssba / bti, ssba / pam: no verdict. Too weak."]
+    assert "† ssba / bti, ssba / pam: no verdict. Too weak." in three.text()
+    assert max(map(len, three.text().splitlines())) <= 120
+    [pam] = [ours for label, ours, _ in one.lines if label == "ResNet18 5% P-Rob PAM"]
+    places = [head for head, text in zip(one.heads, pam, strict=True) if "†" in text]
+    assert {group for group, _ in places} == {"SSBA", "Avg"}
+    assert one.failed == ["ssba / pam: no verdict. Too weak."], "it has no row of BTI"
+    assert printed[9].failed == [] and "†" not in printed[9].markdown()
+
+
 def test_an_average_is_one_over_the_same_attacks_of_each_seed():
     average = paper.compare(EXACT)
     average = average[average["attack"] == "avg"]
