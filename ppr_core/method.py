@@ -78,6 +78,7 @@ class Method(Settings):
     version: ClassVar[int] = 1  # raise it when results change: cached stages are then recomputed
     privileges: ClassVar[str] = "none"  # the information used besides model and clean reserve
     needs: ClassVar[tuple[str, ...]] = ()  # of the model, besides forward and parameters
+    asks: ClassVar[str] = ""  # what its own `check` asks of a model beyond that, for lists
 
     @property
     def oracle(self) -> bool:

@@ -165,7 +165,8 @@ def unread(error: BaseException) -> str:
     told = re.search(r"WeightsUnpickler error: ([^\n]*)", text)
     if told:
         return f"no pickle of tensors alone ({told[1].strip()})"
-    return "no pickle of tensors alone" if "weights_only" in text else text.partition("\n")[0]
+    first = text.partition("\n")[0] or "it is empty, or ends too early"
+    return "no pickle of tensors alone" if "weights_only" in text else first
 
 
 def runs(error: BaseException) -> str:

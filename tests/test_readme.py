@@ -43,14 +43,14 @@ def test_a_defense_from_a_users_own_file(store, tiny_file, monkeypatch, capsys):
     (tiny_file.parent / "shrink.py").write_text(code)
     [command] = re.findall(r"`python -m ppr_core (study .* --defense \S+)`", README)
     words = command.replace("params/demo.yaml", str(tiny_file)).split()
-    assert main([*words, "-p", "defenses.shrink.schedule.epochs=1"]) == 0, capsys.readouterr().err
+    assert main([*words, "-p", "defenses.Shrink.schedule.epochs=1"]) == 0, capsys.readouterr().err
     file = ["report", str(tiny_file), "--defense", words[-1], "--format", "csv"]
     capsys.readouterr()
-    assert main([*file, "-p", "defenses.shrink.schedule.epochs=1"]) == 0
+    assert main([*file, "-p", "defenses.Shrink.schedule.epochs=1"]) == 0
     rows = pd.read_csv(io.StringIO(capsys.readouterr().out)).set_index("defense")
-    assert rows.loc["shrink", "status"] == "done"
-    assert 0 <= rows.loc["shrink", "p_asr"] <= 100
-    [run] = [run for run in store.search(stage="purified") if "shrink" in run.info.run_name]
+    assert rows.loc["Shrink", "status"] == "done"
+    assert 0 <= rows.loc["Shrink", "p_asr"] <= 100
+    [run] = [run for run in store.search(stage="purified") if "Shrink" in run.info.run_name]
     assert run.data.params["schedule.epochs"] == "1"
 
 
@@ -105,7 +105,7 @@ def test_each_kind_of_ones_own_is_one_line(store, tiny_file, capsys):
     assert [kind for _, kind, _ in lines] == ["attack", "defense", "measure", "dataset", "model"]
     for line, kind, name in lines:
         assert main([*line.replace("demo", str(tiny_file)).split(), "--dry-run"]) == 0, line
-        label = name.partition(":")[2].lower()
+        label = name.partition(":")[2]  # names keep their case
         out = capsys.readouterr().out
         assert "stages to compute" in out
         assert f"{label} " in out or kind in ("dataset", "model"), out

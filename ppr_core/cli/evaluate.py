@@ -73,6 +73,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from ppr_core.lab import arrivals
     from ppr_core.lab.store import Store
 
+    for file in filter(None, (arguments.backdoored, arguments.purified, arguments.clean)):
+        _need_weights(Path(file))  # first of all: the data may have to be downloaded
     label, plan = resolve(arguments)
     seen = arrivals.examine(
         plan,
@@ -109,8 +111,8 @@ def resolve(arguments: argparse.Namespace) -> tuple[str, "Plan"]:
     for pair in arguments.set:
         name = pair.partition("=")[0].split(".")[0]
         need(name not in SET_HERE, f"expected no -p {name}: this command sets it; leave it out")
-    for file in filter(None, (arguments.backdoored, arguments.purified, arguments.clean)):
-        _need_weights(Path(file))  # first of all: the data may have to be downloaded
+    for file in (arguments.backdoored, arguments.purified, arguments.clean):
+        need(not file or Path(file).is_file(), f"expected a file, got {file}", CheckpointError)
     head = _head(Path(first))
     known = not head or head.dataset in ("", *DATASETS) or arguments.dataset or arguments.file
     need(known, f"expected --dataset for {first}: its {head and head.dataset!r} is not known here")

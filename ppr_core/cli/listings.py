@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from ppr_core.config import Settings
 
-SHOWN = ("name", "about", "source")  # columns of an overview on a terminal
+SHOWN = ("name", "about", "needs", "source")  # columns of an overview on a terminal
+ANY = "any network"  # is enough for a method without needs
 NARROW = 8  # characters: no column gives way beyond that
 KINDS = ("attacks", "defenses", "datasets", "models", "measures")
 
@@ -59,8 +60,12 @@ def _list(arguments: argparse.Namespace) -> int:
         table = pd.DataFrame([_entry(name, cls) for name, cls in registry.items()]).fillna("")
     if arguments.format == "csv":
         table.to_csv(sys.stdout, index=False)
-    else:
-        _print_columns(table)
+        return 0
+    _print_columns(table)
+    needs = _entry(arguments.name, registry[arguments.name]).get("needs") if arguments.name else ""
+    if needs:
+        told = f"needs of a model, besides forward and parameters: {needs}"
+        print("\n" + "\n".join(textwrap.wrap(told, _width())))
     return 0
 
 
@@ -72,8 +77,8 @@ def _entry(name: str, cls: type["Settings"]) -> dict[str, str]:
     if hasattr(cls, "privileges"):
         row["privileges"] = cls.privileges
     if hasattr(cls, "needed") and not any(f.is_required() for f in cls.model_fields.values()):
-        usual: Any = cls()
-        row["needs"] = ", ".join(usual.needed())  # of a model, besides forward and parameters
+        usual: Any = cls()  # what it needs of a model, besides forward and parameters
+        row["needs"] = ", ".join([*usual.needed(), *([usual.asks] if usual.asks else [])]) or ANY
     settings = [f"{row['name']}={row['default']}" for row in cls.describe()]
     return {**row, "settings": " ".join(settings)}
 
@@ -88,15 +93,21 @@ def _print_columns(table: "pd.DataFrame") -> None:
             print(_line(row, natural))
         return
     if "settings" in table:  # of one method they are shown by its name
-        rows = [[row[list(table.columns).index(name)] for name in SHOWN] for row in rows]
+        told = table.loc[:, ~table.isin(["", ANY]).all()]  # that all take any is no news
+        places = [list(table.columns).index(name) for name in SHOWN if name in told]
+        rows = [[row[place] for place in places] for row in rows]
         natural = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    widths = fitted(natural, shutil.get_terminal_size((100, 24)).columns - 1)
+    widths = fitted(natural, _width())
     for row in rows:
         parts = [textwrap.wrap(text, size) for text, size in zip(row, widths, strict=True)]
         for line in zip_longest(*parts, fillvalue=""):
             print(_line(line, widths))
     if "settings" in table:
         print("\nsettings of one: ppr list KIND NAME; all columns: --format csv")
+
+
+def _width() -> int:
+    return shutil.get_terminal_size((100, 24)).columns - 1
 
 
 def _line(texts: Sequence[str], widths: Sequence[int]) -> str:

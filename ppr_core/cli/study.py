@@ -75,8 +75,8 @@ def own(command: argparse.ArgumentParser, kind: str, text: str) -> None:
 
 
 def own_label(name: str) -> str:
-    """Return what a study calls a user's own class."""
-    return name.rpartition(":")[2].lower()
+    """Return what a study calls a user's own class: its name, in its case."""
+    return name.rpartition(":")[2]
 
 
 def override(command: argparse.ArgumentParser) -> None:
@@ -95,15 +95,23 @@ def _plan(arguments: argparse.Namespace) -> "Plan":
     study = Study.load(study_file(arguments.file))
     for kind in OWN:
         given = getattr(study, f"{kind}s").items()
-        known = {label: settings.get("method", label) for label, settings in given}
+        known = {label.lower(): (label, settings.get("method", label)) for label, settings in given}
         for name in getattr(arguments, kind):
-            label = own_label(name)
+            own_name = own_label(
+                name
+            )  # no second one in another case: files may not tell them apart
+            label, method = known.setdefault(own_name.lower(), (own_name, name))
             need(
-                known.setdefault(label, name) == name,
+                method == name,
                 f"expected a class of another name than {label!r} (in any case) in --{kind} "
                 f"{name}: the study has a {kind} of that name; rename the class",
             )
-            values.setdefault(f"{kind}s", {}).setdefault(label, {})["method"] = name
+            group = values.setdefault(f"{kind}s", {})
+            odd = [key for key in group if key != label and key.lower() == label.lower()]
+            need(
+                not odd, f"expected -p {kind}s.{label}.KEY=VALUE, as the class is called, got {odd}"
+            )
+            group.setdefault(label, {})["method"] = name
     return Plan(Study(**values))
 
 

@@ -30,6 +30,7 @@ class Nad(Defense):
 
     source: ClassVar[str] = "Li et al. 2021, arXiv:2101.05930, sec. 3"
     needs: ClassVar[tuple[str, ...]] = ("backbone",)
+    asks: ClassVar[str] = "a block in it for each of betas"
 
     betas: list[Annotated[float, Field(ge=0)]] = Field(
         [500.0, 1000.0, 1000.0],

@@ -30,6 +30,7 @@ class Npd(Defense):
     version: ClassVar[int] = 2
     source: ClassVar[str] = "Zhu et al. 2023, arXiv:2306.16697"
     needs: ClassVar[tuple[str, ...]] = ("backbone",)
+    asks: ClassVar[str] = "blocks in it whose first convolution is called conv1"
 
     radius: float = Field(3.0, ge=0, description="of a perturbation, L2, pixels in [0, 1]")
     step_size: float = Field(0.1, ge=0, description="of each of its sign steps")

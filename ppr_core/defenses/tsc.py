@@ -36,6 +36,8 @@ class Tsc(Defense):
 
     source: ClassVar[str] = "Peng et al. 2025, arXiv:2506.07467, and its released code"
 
+    asks: ClassVar[str] = "layers whose channels can be permuted"
+
     rounds: int = Field(3, ge=1, description="rounds of leaving and coming back")
     position: float = Field(0.4, ge=0, le=1, description="where on a curve the next model lies")
     decay: float = Field(1e-4, ge=0, description="weight decay at the points of a curve, halved")

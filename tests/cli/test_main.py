@@ -54,6 +54,12 @@ def test_list_fits_a_terminal(asked, columns, capsys, monkeypatch):
         assert all(line.split()[0] in DEFENSES for line in lines[1:-2] if line[:1].strip())
         assert {line.split()[0] for line in lines if line[:1].strip()} >= set(DEFENSES)
         assert "ppr list KIND NAME" in text
+        needs = lines[0].index("needs")
+        shown = {line.split()[0]: line[needs:].split() for line in lines if line[:1].strip()}
+        assert shown["anp"][:2] == ["batch", "norm"] and shown["ep"][:2] == ["any", "network"]
+        assert shown["tsc"][:1] == ["layers"], "what its own check asks"
+    elif asked[0] != "defenses":
+        assert "needs" not in lines[0].split()
 
 
 @pytest.mark.parametrize(
@@ -66,8 +72,10 @@ def test_list_fits_a_terminal(asked, columns, capsys, monkeypatch):
 )
 def test_list_one_method_gives_its_settings(arguments, settings, capsys):
     assert main(["list", *arguments]) == 0
-    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert set(settings) <= set(names)
+    lines = capsys.readouterr().out.splitlines()
+    assert set(settings) <= {line.split()[0] for line in lines if line}
+    told = "needs of a model, besides forward and parameters: features and head"
+    assert (told in lines) == (arguments == ["defenses", "pam"])
 
 
 @pytest.mark.parametrize(
@@ -110,6 +118,33 @@ def test_a_users_defense_takes_no_others_place(names, study_file, capsys, store)
     given = [word for name in names for word in ("--defense", name)]
     assert main(["study", study_file, *given, "--dry-run"]) == 2
     assert "expected a class of another name" in capsys.readouterr().err
+
+
+def test_a_users_class_keeps_the_case_of_its_name(study_file, tmp_path, capsys, store):
+    Path(study_file).with_name("mine.py").write_text(OWN_DEFENSE)
+    given = ["--defense", f"{tmp_path}/mine.py:MyDef"]
+    rows = ["report", study_file, *given, "--format", "csv", "-p", "defenses.MyDef.strength=2"]
+    assert main(rows) == 0, capsys.readouterr().err
+    assert "MyDef" in [
+        row["defense"] for row in csv.DictReader(io.StringIO(capsys.readouterr().out))
+    ]
+    assert main(["study", study_file, *given, "--dry-run"]) == 0
+    assert "compute  badnet/MyDef purified s0" in capsys.readouterr().out
+    assert main(["study", study_file, *given, "-p", "defenses.mydef.strength=2", "--dry-run"]) == 2
+    assert "expected -p defenses.MyDef.KEY=VALUE, as the class is" in capsys.readouterr().err
+    values = {**TINY_STUDY, "defenses": {"mydef": {"method": given[1]}}}  # as the file calls it
+    Path(study_file).write_text(yaml.safe_dump(values))
+    assert main(["study", study_file, *given, "--dry-run"]) == 0
+    assert capsys.readouterr().out.count("mydef purified") == 1
+
+
+OWN_DEFENSE = """
+from ppr_core import Defense, Field
+class MyDef(Defense):
+    "Do nothing."
+    source = "a test"
+    strength: int = Field(1, description="a number")
+"""
 
 
 def test_report_as_csv_has_a_row_a_cell(study_file, capsys, store):

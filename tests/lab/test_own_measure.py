@@ -63,12 +63,12 @@ def test_one_file_is_all_that_a_measure_takes(file, store, capsys):
     assert "| weights |" in markdown and figure in markdown
     path = said("report", file, *own, "--format", "html").strip()
     html = Path(path).read_text()
-    assert path.endswith("tiny-size.html")
+    assert path.endswith("tiny-Size.html")
     assert "<th>weights</th>" in html and f"<td>{figure}</td>" in html
     [run] = [r for r in store.search("tiny", kind="cell") if r.data.params["defense"] == "ft"]
     assert run.data.metrics["size"] == round(float(ft["size"]), 2)
     listed = list(csv.DictReader(io.StringIO(said("list", "measures", *own, "--format", "csv"))))
-    assert listed[-1]["name"] == "size"
+    assert listed[-1]["name"] == "Size"
     assert listed[-1]["settings"] == "scale=2.0"
     assert said("study", file, *own, "--dry-run").splitlines()[-1].startswith("0 of")
 

@@ -9,7 +9,7 @@ from ppr_core.models import MODELS, build
 from ppr_core.models.activations import twice_differentiable
 from ppr_core.models.base import batch_norms, clone
 from ppr_core.models.names import renamed
-from ppr_core.models.needs import need_map_sizes
+from ppr_core.models.needs import NEEDS, need_map_sizes
 from ppr_core.runtime import session
 from ppr_core.training.fit import Schedule, fit
 from ppr_core.weights import read, snapshot
@@ -163,6 +163,8 @@ def test_what_does_not_apply_without_batch_norm_is_said_before_anything_runs(nam
         except ConfigError as error:
             refused.add(defense)
             told.append(str(error))
+            unmet = [part for part in cls().needed() if not NEEDS[part].met(bare)]
+            assert unmet or cls.asks, f"the list says that {defense} takes such a network"
     advice = ("choose another defense", "give at most", "to permute its channels")
     assert all(any(part in text for part in advice) for text in told)
     assert refused >= NEEDS_BATCH_NORM
