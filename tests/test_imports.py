@@ -66,6 +66,7 @@ REPORTING = [
     "reporting.rules",
     "reporting.checks",
     "reporting.results",
+    "reporting.findings",
     "reporting.victims",
     "reporting.comparison",
     "reporting.run",

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ppr_core.behaviour import ABOVE_CHANCE
 from ppr_core.config import Field, Settings
 
 
@@ -49,7 +50,7 @@ class Gates(Settings):
     def _victim(self, found: Evidence) -> list[str]:
         said, c_acc = [], found.victim_c_acc
         chance = 100 / found.classes if found.classes else None
-        if c_acc is not None and chance is not None and c_acc < self.chance * chance:
+        if c_acc is not None and chance is not None and c_acc < self._least(found, chance):
             said.append(
                 f"The backdoored model's C-Acc is {c_acc:.1f} %, near chance ({chance:.1f} %): "
                 "architecture or normalisation?"
@@ -66,6 +67,12 @@ class Gates(Settings):
                 "nothing."
             )
         return said
+
+    def _least(self, found: Evidence, chance: float) -> float:
+        """Return the least C-Acc of a victim: stricter where no clean twin stands beside it."""
+        if found.clean_c_acc is None:
+            return chance + ABOVE_CHANCE * (100 - chance)
+        return self.chance * chance
 
     def _defense(self, found: Evidence) -> list[str]:
         said = [

@@ -1,7 +1,7 @@
 """What a figure of the report shows, in a sentence with its finding."""
 
 from ppr_core.lab.graph import CLEAN, NO_DEFENSE
-from ppr_core.reporting import checks, regression, results
+from ppr_core.reporting import checks, findings, regression, results
 from ppr_core.reporting.evidence import Evidence
 
 # Of a figure's file, without its number -> what to see in it.
@@ -33,10 +33,10 @@ def caption(figure: str, evidence: Evidence) -> str:
     name, rows = figure.partition("_")[2], evidence.cells
     red = checks.listed(rows)
     if name == "robustness":
-        said = [line for line in results.findings(rows) if line not in red]
+        said = [line for line in findings.of_robustness(rows) if line not in red]
         return "ASR before and after RA. " + " ".join(said)
     if name == "query" and "q_p_asr" in rows:
-        return "QRA. " + " ".join(results.query_findings(rows, evidence.transfers))
+        return "QRA. " + " ".join(findings.of_queries(rows, evidence.transfers))
     if name in ("backdoor_error", "predictors") and "path_distance" in rows:
         head = {"backdoor_error": "Backdoor error on the way to each purified model."}
         return " ".join([head.get(name, "P-ASR by distances."), *regression.asleep(rows)])

@@ -19,7 +19,7 @@ from ppr_core.lab import pages
 from ppr_core.lab.marks import commit
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import ENDED, Store
-from ppr_core.reporting import captions, checks, claims, paper, plots, results, tables
+from ppr_core.reporting import captions, checks, claims, findings, paper, plots, results, tables
 from ppr_core.reporting.evidence import Evidence
 
 TEMPLATE = "report.html.j2"
@@ -43,7 +43,7 @@ def write(plan: Plan, store: Store, evidence: Evidence, beside: Sequence[str] = 
     """
     rows, verdicts = evidence.cells, claims.scoreboard(evidence)
     red = checks.listed(rows)
-    findings = [finding for finding in results.findings(rows) if finding not in red]
+    said = [line for line in findings.of_robustness(rows) if line not in red]
     union = pd.concat([rows, evidence.further], ignore_index=True)
     summary = results.summary(rows)
     heads = results.further_heads(summary)
@@ -57,7 +57,7 @@ def write(plan: Plan, store: Store, evidence: Evidence, beside: Sequence[str] = 
             table=[_line(row, heads) for _, row in summary.iterrows()],
             seeds=plan.study.seeds,
             red=red,
-            findings=[*findings, claims.tally(verdicts) + "."],
+            findings=[*said, claims.tally(verdicts) + "."],
             claims=verdicts,
             rules=claims.rules()["version"],
             tables=[table for table in tables.all_tables(union) if table.filled[0]],
@@ -75,7 +75,7 @@ def write(plan: Plan, store: Store, evidence: Evidence, beside: Sequence[str] = 
         return path
     path = store.folder / "reports" / f"{name}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    note = "\n\n".join(["The report of this study, one HTML file.", *red, *findings])
+    note = "\n\n".join(["The report of this study, one HTML file.", *red, *said])
     with store.owned(f"report-{digest(name)[:12]}"):  # two starts take turns
         path.write_text(html)
         keep(store, plan.study.name, plan.mark, [path], note)

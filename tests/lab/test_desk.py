@@ -17,7 +17,7 @@ from ppr_core.lab.desk import Lab
 from ppr_core.lab.graph import Cell
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.study import Study
-from ppr_core.reporting import results
+from ppr_core.reporting import findings, results
 from tests.conftest import TINY_STUDY
 
 
@@ -152,12 +152,12 @@ def test_what_an_oracle_chose_is_said_so_and_counts_neither_as_purified_nor_as_a
         }
     )
     assert "anp_oracle (oracle)" in results.text_table(frame)
-    assert any("2 of 3 defenses" in line for line in results.findings(frame))
+    assert any("2 of 3 defenses" in line for line in findings.of_robustness(frame))
     pairs = pd.DataFrame(
         [("anp", "bti", 30.0), ("bti", "anp", 50.0), ("bti", "ft", 99.0), ("ep", "bti", 1.0)],
         columns=["source", "target", "p_asr"],
     ).assign(attack="badnet", seed=0)
-    purified, control, transfer = results.query_findings(frame, pairs)
+    purified, control, transfer = findings.of_queries(frame, pairs)
     assert purified.startswith(
         "badnet, 2 of 4 models purified: QRA, the authors' form, moves their mean ASR from 3.0 to "
         "70.0"
@@ -165,15 +165,15 @@ def test_what_an_oracle_chose_is_said_so_and_counts_neither_as_purified_nor_as_a
     assert transfer == "badnet: learnt on another purified model, it reaches 40.0."
     assert control.startswith("badnet, control: on a clean model that no generator has seen, the")
     eq2 = {"qe_p_asr": frame["q_p_asr"] / 2, "qe_c_asr": 2.0, "qe_clean_p_asr": 5.0}
-    both = results.query_findings(frame.assign(**eq2, qe_clean_c_asr=1.5), pairs)
+    both = findings.of_queries(frame.assign(**eq2, qe_clean_c_asr=1.5), pairs)
     assert both[:2] == [purified, control], "the paper's form stands beside the authors'"
     assert "QRA, the paper's form (eq. 2), moves their mean ASR from 3.0 to 35.0; 2.0 %" in both[2]
     assert "on the clean model, not its surrogate, the same images reach 5.0" in both[3]
     assert "reach 3.0; 0.5 % of clean images" in control
-    [_, missing] = results.query_findings(frame.drop(columns="q_unseen_p_asr"), pd.DataFrame())
+    [_, missing] = findings.of_queries(frame.drop(columns="q_unseen_p_asr"), pd.DataFrame())
     assert "not scored on a clean model that no generator has seen" in missing
     awake = frame.assign(o_asr=97.0)
-    assert results.query_findings(awake, pairs) == ["badnet: none of 4 models is purified."]
+    assert findings.of_queries(awake, pairs) == ["badnet: none of 4 models is purified."]
 
 
 def cli(*arguments, **environment):

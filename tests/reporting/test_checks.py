@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from ppr_core.reactivation.gates import Evidence, Gates
-from ppr_core.reporting import checks, frames, results
+from ppr_core.reporting import checks, findings, frames, results
 
 NAMES = ("none", "clean", "ep", "ft")
 
@@ -79,7 +79,7 @@ def test_a_gated_row_has_no_verdict_in_text_findings_and_notebooks():
     line = next(one for one in text.split("\n") if one.startswith("blended") and " ft " in one)
     assert line.endswith("gated")
     assert "blended / ft: no verdict. The defense costs C-Acc: 70.0 %" in text
-    [red, found, *_] = results.findings(frame)
+    [red, found, *_] = findings.of_robustness(frame)
     assert red.startswith("blended / ft: no verdict.")
     assert "1 of 1 defenses" in found, "a gated defense counts as purified"
     head, *lines = results.markdown_table(frame).split("\n\n")
@@ -94,7 +94,7 @@ def test_a_gated_row_has_no_verdict_in_text_findings_and_notebooks():
 
 def test_where_nothing_was_implanted_nothing_is_found():
     made = rows(o_asr=(0.0, 0.0, 0.0, 0.0))
-    told = results.findings(table(made, failed(made)))
+    told = findings.of_robustness(table(made, failed(made)))
     assert len(told) == 1 and "was not implanted" in told[0]
     assert "blended / none, blended / clean, blended / ep, blended / ft" in told[0]
 

@@ -28,7 +28,8 @@ from ppr_core.reporting.claims.base import (
     stands_in,
 )
 from ppr_core.reporting.evidence import SETTING, Evidence, Scope, Span, by_seed, purified
-from ppr_core.reporting.results import WOKEN_BY, among
+from ppr_core.reporting.findings import among
+from ppr_core.reporting.results import WOKEN_BY
 from ppr_core.reporting.rules import Limits, bounds, threshold, within
 
 # Form -> the models without the backdoor that count. Where EP is the surrogate, the clean model;

@@ -4,6 +4,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ppr_core.lab.graph import NO_DEFENSE
+from ppr_core.reporting.findings import among, sleeping
 from ppr_core.reporting.plots.base import (
     AFTER,
     BEFORE,
@@ -17,7 +18,6 @@ from ppr_core.reporting.plots.base import (
     names_of,
     new_figure,
 )
-from ppr_core.reporting.results import among, sleeping
 
 
 def budget_curves(points: pd.DataFrame, rows: pd.DataFrame) -> Figure:

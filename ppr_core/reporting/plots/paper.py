@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from ppr_core.reporting.claims.base import CIFAR10, MAIN, OTHERS, RARE
 from ppr_core.reporting.claims.query import CONTROLS
 from ppr_core.reporting.evidence import SETTING, Evidence, Scope, purified
+from ppr_core.reporting.findings import among
 from ppr_core.reporting.plots.base import (
     AFTER,
     BEFORE,
@@ -19,7 +20,6 @@ from ppr_core.reporting.plots.base import (
     look_of,
     new_figure,
 )
-from ppr_core.reporting.results import among
 from ppr_core.reporting.setting import PAPER, used, with_scale
 
 Drawn = Callable[[Axes, pd.DataFrame, bool], None]
