@@ -90,7 +90,6 @@ class Scan(Settings):
     @model_validator(mode="after")
     def _check(self) -> Self:
         counts = self.battery.counts
-        need(min(counts, default=1) >= 1, f"expected battery.counts of 1 or more, got {counts}")
         return self
 
     def split(self, data: ImageSet, rng: torch.Generator) -> tuple[ImageSet, ImageSet]:

@@ -11,7 +11,7 @@ from ppr_core.lab.study import Study
 from ppr_core.reporting import boards
 
 RESULTS = ROOT / "notebooks" / "results"
-KEPT = ["demo", "cifar10_small", "defenses"]
+KEPT = ["demo", "cifar10_scaled", "cifar10_small", "defenses"]
 
 
 def evidence(name, study=None):

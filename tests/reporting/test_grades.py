@@ -39,9 +39,9 @@ def test_another_scale_is_worth_less_and_is_told(columns, grade, scale):
 def test_how_qra_was_taken_grades_what_is_said_of_qra_alone():
     rows = {n: {"q_p_asr": 65.0, "qe_p_asr": 65.0, "p_asr": 90.0} for n in BASELINES}
     made = whole([("cifar10", "resnet18", 0.05)], **rows)
-    made = changed(made, measure_scale="query width 8 (1024); path points 3 (21)")
+    made = changed(made, measure_scale="query_ep width 8 (1024); path points 3 (21)")
     found = verdict(20, made)
-    assert found.grade == "seen" and "query width 8 (1024)" in found.left_out
+    assert found.grade == "seen" and "query_ep width 8 (1024)" in found.left_out
     assert "points" not in found.left_out
     assert verdict(20, changed(made, measure_scale="")).grade == "decided"
     assert "query" not in verdict(1, made).left_out
