@@ -1,10 +1,9 @@
 """A model alone, with clean images: which trigger may it know, and does that one wake it?"""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
-from pydantic import model_validator
 from torch import Tensor, nn
 
 from ppr_core.config import Field, Settings
@@ -86,11 +85,6 @@ class Scan(Settings):
         description="its counts, tuning and thresholds count here",
     )
     held: float = Field(0.25, gt=0, lt=1, description="share of the images that ASR is taken on")
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        counts = self.battery.counts
-        return self
 
     def split(self, data: ImageSet, rng: torch.Generator) -> tuple[ImageSet, ImageSet]:
         """Return the images to search and tune on, and those to judge on."""

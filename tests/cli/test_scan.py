@@ -91,7 +91,10 @@ def test_images_without_labels_take_the_models_answers(place, capsys):
         (["--data", "images", "-p", "model=null"], "expected a group of settings for model"),
         (["--data", "images", "--out", "theirs.pt"], "got the file theirs.pt"),
         (["--data", "images", "--out", "theirs.pt/deep/er"], "got the file theirs.pt"),
-        (["--data", "images", "-p", "battery.counts=[0, 5]"], "scan.battery.counts.0: expected greater than or equal to 1"),
+        (
+            ["--data", "images", "-p", "battery.counts=[0, 5]"],
+            "scan.battery.counts.0: expected greater than or equal to 1",
+        ),
         (["--data", "images", *KNOWN, "-p", "battery.counts=[9999]"], "at most 24 poisons"),
         (["--data", "flat", *KNOWN, "--expect-c-acc", "9"], "with labels (one folder a class)"),
     ],
