@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import sys
 import traceback
 from pathlib import Path
 
@@ -110,6 +111,16 @@ def _one_thread_for_fixtures():
 def _one_thread():
     """An engine that ran in the test before has set more."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _forgotten(tmp_path_factory):
+    """A module that a test wrote is not taken for one of its name that another test writes."""
+    before, written = set(sys.modules), str(tmp_path_factory.getbasetemp())
+    yield
+    for name in set(sys.modules) - before:
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(written):
+            del sys.modules[name]
 
 
 class Recordable(TorchDispatchMode):
