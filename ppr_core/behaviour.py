@@ -22,6 +22,12 @@ TRIED = 200  # test images on which another architecture or normalisation is tri
 BETTER = 5.0  # points of C-Acc by which one must do better to be named
 
 
+def least_c_acc(num_classes: int) -> float:
+    """Return the C-Acc, percent, below which a model has not learnt its task."""
+    chance = 100 / num_classes
+    return chance + ABOVE_CHANCE * (100 - chance)
+
+
 def need_behaviour(
     found: Mapping[str, float],
     num_classes: int,
@@ -42,8 +48,7 @@ def need_behaviour(
         asr: likewise; none: anything goes.
         state: its weights, to name the architectures that they fit.
     """
-    chance = 100 / num_classes
-    least = chance + ABOVE_CHANCE * (100 - chance)
+    chance, least = 100 / num_classes, least_c_acc(num_classes)
     fits = f"; by names and shapes, the file {proposal(MODELS, state)}" if state else ""
     hint = f"{fits}; check architecture, mean and std, and the order of classes"
     if c_acc is None:

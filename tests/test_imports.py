@@ -75,7 +75,7 @@ REPORTING = [
     "reporting.tables",
     "reporting.regression",
     "reporting.claims",
-    "reporting.submission",
+    "reporting.submissions",
     "reporting.tracks",
     "reporting.leaderboard",
     "reporting.judging",

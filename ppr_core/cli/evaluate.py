@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppr_core.cli.study import compute, named, override, read
+from ppr_core.cli.study import compute, named, need_groups, override, read
 from ppr_core.errors import CheckpointError, ConfigError, DataError, need
 
 if TYPE_CHECKING:  # late, so that --help imports neither torch nor mlflow
@@ -156,19 +156,6 @@ def _need_weights(file: Path) -> None:
     found = tensors_of(file)
     need(found, f"expected tensors by name in {file}, got none", CheckpointError)
     need_finite(found, file)
-
-
-def need_groups(values: dict[str, Any]) -> None:
-    """Raise ConfigError where a setting stands in the place of a group of settings."""
-    for name in ("dataset", "model", "attacks", "defenses", "measures"):
-        group = values.get(name, {})
-        inner = group if isinstance(group, dict) and name.endswith("s") else {}
-        for path, found in ((name, group), *((f"{name}.{n}", v) for n, v in inner.items())):
-            need(
-                isinstance(found, dict),
-                f"expected a group of settings for {path}, got {found!r}; give single ones as "
-                f"-p {path}.KEY=VALUE",
-            )
 
 
 def _share(plan: "Plan", label: str, needed: bool) -> float:

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppr_core.cli.study import override, own_label, placed, read, reddened, where
+from ppr_core.cli.study import need_groups, override, own_label, placed, read, reddened, where
 from ppr_core.errors import ConfigError, need
 from ppr_core.lab.places import ROOT, results_folder
 
 if TYPE_CHECKING:  # late, so that --help imports neither torch nor mlflow
     from ppr_core.lab.plan import Plan
-    from ppr_core.reporting.leaderboard import Submission
+    from ppr_core.reporting.submissions import Submission
 
 
 def add(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -43,7 +43,7 @@ def _judge(arguments: argparse.Namespace) -> int:
     from ppr_core.lab.plan import Plan
     from ppr_core.lab.store import Store
     from ppr_core.lab.study import Study
-    from ppr_core.reporting import judging, leaderboard, tracks
+    from ppr_core.reporting import judging, leaderboard, submissions, tracks
 
     values, label, name = _track(arguments)
     plan, standard = Plan(Study(**values)), _standard(arguments, values)
@@ -79,7 +79,7 @@ def _judge(arguments: argparse.Namespace) -> int:
     for submission in found:
         if submission.track != plan.study.name:
             print(f"no row   of the track {plan.study.name}: judged as {submission.track}")
-        print(f"{_replaces(submission, folder)}  {leaderboard.save(submission, folder)}")
+        print(f"{_replaces(submission, folder)}  {submissions.save(submission, folder)}")
     print(f"report   {leaderboard.write(folder, folder / 'leaderboard.html')}")
     return 0
 
@@ -97,12 +97,12 @@ def _writable(folder: Path) -> Path:
 
 def _replaces(submission: "Submission", folder: Path) -> str:
     """Say whether a submission is written in the place of another one."""
-    from ppr_core.reporting import leaderboard
+    from ppr_core.reporting import submissions
 
     path = folder / submission.file
     if not path.exists():
         return "written "
-    before = leaderboard.read(path)
+    before = submissions.read(path)
     same = before.settings_digest == submission.settings_digest
     return "written " if same else f"written  in place of {before.verdict.word!r} of {before.made}:"
 
@@ -119,6 +119,7 @@ def _standard(arguments: argparse.Namespace, values: dict[str, Any]) -> "Plan":
 
 def _track(arguments: argparse.Namespace) -> tuple[dict[str, Any], str, str]:
     """Return the settings of the track with one defense, that defense's label, and its name."""
+    from ppr_core.lab.study import Study
     from ppr_core.reporting import tracks
 
     values = read(arguments.track, arguments.set)
@@ -133,7 +134,9 @@ def _track(arguments: argparse.Namespace) -> tuple[dict[str, Any], str, str]:
         "expected --backdoored beside --purified, got it with a defense, which starts from the "
         "track's own victim; add --purified FILE, or leave it out",
     )
-    attacks, known = (_group(values, name) for name in ("attacks", "defenses"))
+    need_groups(values)
+    groups = {name: field.default for name, field in Study.model_fields.items()} | values
+    attacks, known = groups["attacks"], groups["defenses"]
     if attack:
         need(
             attack in attacks,
@@ -151,16 +154,6 @@ def _track(arguments: argparse.Namespace) -> tuple[dict[str, Any], str, str]:
     settings = {**known.get(label, {}), **({"method": spec} if own else {})}
     values["defenses"] = {**values["defenses"], label: settings}
     return values, label, spec.rpartition(":")[2] if own else spec
-
-
-def _group(values: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
-    """Return a group of settings by label, checked as far as it is read here."""
-    from ppr_core.lab.study import Study
-
-    found = values.get(name, Study.model_fields[name].default)
-    plain = isinstance(found, dict) and all(isinstance(one, dict) for one in found.values())
-    need(plain, f"expected {name} to be a group of settings by label, got {found!r}")
-    return found
 
 
 def _leaderboard(arguments: argparse.Namespace) -> int:

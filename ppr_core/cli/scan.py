@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppr_core.cli.evaluate import add_model, file_stats, need_groups, normalised
-from ppr_core.cli.study import override, read
+from ppr_core.cli.evaluate import add_model, file_stats, normalised
+from ppr_core.cli.study import need_groups, override, read
 from ppr_core.errors import CheckpointError, need
 
 if TYPE_CHECKING:  # late, so that --help imports no torch

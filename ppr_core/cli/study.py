@@ -97,10 +97,8 @@ def _plan(arguments: argparse.Namespace) -> "Plan":
         given = getattr(study, f"{kind}s").items()
         known = {label.lower(): (label, settings.get("method", label)) for label, settings in given}
         for name in getattr(arguments, kind):
-            own_name = own_label(
-                name
-            )  # no second one in another case: files may not tell them apart
-            label, method = known.setdefault(own_name.lower(), (own_name, name))
+            own = own_label(name)  # no second one in another case: files may not tell them apart
+            label, method = known.setdefault(own.lower(), (own, name))
             need(
                 method == name,
                 f"expected a class of another name than {label!r} (in any case) in --{kind} "
@@ -113,6 +111,19 @@ def _plan(arguments: argparse.Namespace) -> "Plan":
             )
             group.setdefault(label, {})["method"] = name
     return Plan(Study(**values))
+
+
+def need_groups(values: dict[str, Any]) -> None:
+    """Raise ConfigError where a setting stands in the place of a group of settings."""
+    for name in ("dataset", "model", "attacks", "defenses", "measures"):
+        group = values.get(name, {})
+        inner = group if isinstance(group, dict) and name.endswith("s") else {}
+        for path, found in ((name, group), *((f"{name}.{n}", v) for n, v in inner.items())):
+            need(
+                isinstance(found, dict),
+                f"expected a group of settings for {path}, got {found!r}; give single ones as "
+                f"-p {path}.KEY=VALUE",
+            )
 
 
 def read(

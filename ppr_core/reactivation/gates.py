@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ppr_core.behaviour import ABOVE_CHANCE
+from ppr_core.behaviour import least_c_acc
 from ppr_core.config import Field, Settings
 
 
@@ -48,12 +48,12 @@ class Gates(Settings):
         return [text for text in warnings if any(word in text for word in self.doubts)]
 
     def _victim(self, found: Evidence) -> list[str]:
-        said, c_acc = [], found.victim_c_acc
-        chance = 100 / found.classes if found.classes else None
-        if c_acc is not None and chance is not None and c_acc < self._least(found, chance):
+        said, c_acc, classes = [], found.victim_c_acc, found.classes
+        twin = found.clean_c_acc is not None
+        if c_acc is not None and classes and c_acc < self._least(classes, twin):
             said.append(
-                f"The backdoored model's C-Acc is {c_acc:.1f} %, near chance ({chance:.1f} %): "
-                "architecture or normalisation?"
+                f"The backdoored model's C-Acc is {c_acc:.1f} %, near chance "
+                f"({100 / classes:.1f} %): architecture or normalisation?"
             )
         elif _below(c_acc, found.clean_c_acc, self.twin):
             said.append(
@@ -68,11 +68,9 @@ class Gates(Settings):
             )
         return said
 
-    def _least(self, found: Evidence, chance: float) -> float:
-        """Return the least C-Acc of a victim: stricter where no clean twin stands beside it."""
-        if found.clean_c_acc is None:
-            return chance + ABOVE_CHANCE * (100 - chance)
-        return self.chance * chance
+    def _least(self, classes: int, twin: bool) -> float:
+        """Return the least C-Acc of a victim: more where no clean twin stands beside it."""
+        return self.chance * 100 / classes if twin else least_c_acc(classes)
 
     def _defense(self, found: Evidence) -> list[str]:
         said = [

@@ -12,6 +12,7 @@ from scipy import stats
 from ppr_core.lab.graph import CLEAN, NO_DEFENSE
 from ppr_core.reactivation.gates import Gates
 from ppr_core.reporting.checks import MARK
+from ppr_core.reporting.findings import among
 from ppr_core.reporting.results import PURIFIED_BELOW
 from ppr_core.reporting.rules import Limits, threshold
 from ppr_core.reporting.setting import (
@@ -121,6 +122,12 @@ class Evidence:
             rows = at_paper_rho(rows)
         rows = used(rows, columns).astype(dict.fromkeys(columns, float))
         return rows.dropna(subset=list(columns))
+
+    def between(self, rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+        """Return the transfers from one to another of these models, and what names their victim."""
+        keys = [c for c in (*SETTING, "attack", "seed") if c in self.transfers]
+        pairs = among(self.transfers, rows, ("source", "target"), keys)
+        return pairs[pairs["source"] != pairs["target"]], keys
 
     def baselines(self, *columns: str) -> pd.DataFrame:
         """Return the rows of the paper's baselines; honest ANP stands in for the paper's."""

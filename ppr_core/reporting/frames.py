@@ -9,7 +9,7 @@ from pandas.io.formats.style import Styler
 
 from ppr_core.reporting import ranking, results
 from ppr_core.reporting.claims import NOT_TESTED
-from ppr_core.reporting.leaderboard import Submission
+from ppr_core.reporting.submissions import Submission
 
 WOKEN, ASLEEP = "color: #c0392b; font-weight: 600", "color: #2c7a4b"
 

@@ -12,8 +12,8 @@ from ppr_core.lab.reader import Reader
 from ppr_core.reactivation.cells import load
 from ppr_core.reactivation.summary import Figures, combine
 from ppr_core.reactivation.verdicts import Limits
-from ppr_core.reporting import leaderboard, tracks
-from ppr_core.reporting.submission import Examined, Submission
+from ppr_core.reporting import leaderboard, submissions, tracks
+from ppr_core.reporting.submissions import Examined, Submission
 from ppr_core.reporting.tracks import MEASURE
 
 HEADS = ("attack", "verdict", "wakes at", "clean at", "worst", "clean there", "O-ASR", "C-Acc")
@@ -119,7 +119,7 @@ def _judged(
         battery_seconds=statistics.fmean(took),
         runs=runs,
         verdict=combine([run.figures for run in runs], limits),
-        **leaderboard.environment(),
+        **submissions.environment(),
     )
 
 

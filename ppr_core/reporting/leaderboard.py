@@ -9,12 +9,7 @@ from typing import Any
 from ppr_core.errors import ConfigError, DataError, need
 from ppr_core.lab import pages
 from ppr_core.reactivation.summary import Figures
-from ppr_core.reporting.submission import Examined as Examined
-from ppr_core.reporting.submission import Submission as Submission
-from ppr_core.reporting.submission import consistent
-from ppr_core.reporting.submission import environment as environment
-from ppr_core.reporting.submission import read as read
-from ppr_core.reporting.submission import save as save
+from ppr_core.reporting.submissions import Submission, consistent, read
 from ppr_core.reporting.tracks import Standing, standing
 
 TEMPLATE = "leaderboard.html.j2"

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy import stats
 
 from ppr_core.reactivation.cells import Cell
-from ppr_core.reporting.leaderboard import Examined, Submission
+from ppr_core.reporting.submissions import Examined, Submission
 
 LEAST = 3  # defenses from which on an order is worth a number
 

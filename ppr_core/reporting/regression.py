@@ -18,9 +18,8 @@ PREDICTORS = ("distance", "path_distance", "barrier", "t_star")
 # Batch-norm statistics along the path -> how the columns of its figures begin.
 STATISTICS = {"as they are": "", "recalibrated": "rc_"}
 EXACT = "ep"
-LEAST = int(
-    threshold("clusters")
-)  # victims, and models more than coefficients, from which there is an interval
+# Victims, and models more than coefficients, from which there is an interval.
+LEAST = int(threshold("clusters"))
 COLUMNS = [
     "who",
     "statistics",

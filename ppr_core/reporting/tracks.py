@@ -11,7 +11,7 @@ from ppr_core.lab.graph import NO_ATTACK, NO_DEFENSE, identity
 from ppr_core.lab.places import ROOT
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.study import Study
-from ppr_core.reporting.submission import Submission
+from ppr_core.reporting.submissions import Submission
 from ppr_core.weights import sha256
 
 MEASURE = "battery"

@@ -16,7 +16,7 @@ from ppr_core.cli.main import main as ppr
 from ppr_core.lab.places import ROOT
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.study import Study
-from ppr_core.reporting import judging, leaderboard
+from ppr_core.reporting import judging, leaderboard, submissions
 
 FOLDER = ROOT / "notebooks" / "results" / "leaderboard"
 SLACK = 5.0  # points: another processor rounds otherwise, and two draws differ by as much
@@ -25,7 +25,7 @@ COMPARED = ("p_asr", "clean_p_asr", "ep_p_asr")  # a value a fresh draw
 
 def rows():
     """Return what was submitted."""
-    return [leaderboard.read(path) for path in sorted(FOLDER.glob("*.json"))]
+    return [submissions.read(path) for path in sorted(FOLDER.glob("*.json"))]
 
 
 def words(row):
@@ -65,7 +65,7 @@ def anew(row):
         os.environ["PPR_STORE"] = f"{scratch}/store"
         assert ppr(["judge", *words(row), "--out", f"{scratch}/out"]) == 0
         [path] = Path(scratch, "out").glob("*.json")
-        return leaderboard.read(path)
+        return submissions.read(path)
 
 
 def main(*names):

@@ -11,7 +11,7 @@ from ppr_core.lab.desk import Lab
 from ppr_core.lab.graph import Cell
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.study import Study
-from ppr_core.reporting import leaderboard
+from ppr_core.reporting import submissions
 from tests.conftest import TINY_STUDY
 from tests.lab.test_measures import BATTERY
 
@@ -47,7 +47,7 @@ def test_a_defense_from_a_file_gets_a_sentence_a_table_and_a_page(store, track, 
     assert re.search(r"^attack +verdict +wakes at", said, re.MULTILINE)
     assert said.index("**") < said.index("wakes at") < said.index("report ")
     [path] = out.glob("*.json")
-    submission = leaderboard.read(path)
+    submission = submissions.read(path)
     assert (submission.defense, submission.attack) == ("MyDefense", "badnet")
     assert submission.paper == "https://example.org" and submission.seeds == [0]
     assert "MyDefense" in (out / "leaderboard.html").read_text()
@@ -59,7 +59,7 @@ def test_a_defense_from_a_file_gets_a_sentence_a_table_and_a_page(store, track, 
     told = capsys.readouterr()
     assert "battery.limits.margin is 90.0 (the track has 20.0)" in told.err
     assert "judged as tiny-changed-" in told.out
-    tracks = {leaderboard.read(one).track for one in out.glob("*.json")}
+    tracks = {submissions.read(one).track for one in out.glob("*.json")}
     assert len(tracks) == 2 and "tiny" in tracks, "another row is overwritten"
     page = tmp_path / "page.html"
     assert main(["leaderboard", "--folder", str(out), "--out", str(page)]) == 0
@@ -88,9 +88,9 @@ def test_a_purified_model_made_elsewhere(store, track, tmp_path, capsys):
         (["ft", "--backdoored", "nowhere.pt"], "expected --backdoored beside --purified"),
         (["ft", "--attack", "blended"], "expected one attack of the track (badnet), got 'blended'"),
         (["ft", "--out", "mine.py"], "expected a folder to write to, got mine.py"),
-        (["ft", "-p", "attacks=null"], "expected attacks to be a group"),
-        (["ft", "-p", "defenses=null"], "expected defenses to be a group"),
-        (["ft", "-p", "defenses.ft=3"], "expected defenses to be a group"),
+        (["ft", "-p", "attacks=null"], "expected a group of settings for attacks, got None"),
+        (["ft", "-p", "defenses=null"], "expected a group of settings for defenses, got None"),
+        (["ft", "-p", "defenses.ft=3"], "expected a group of settings for defenses.ft, got 3"),
         (["ft", "-p", "measures.battery.counts=[0,4]"], "counts"),
         (["ft", "-p", "measures.battery.counts=[]"], "counts"),
         (["ft", "-p", "measures.battery.factors=[-1]"], "factors"),

@@ -10,7 +10,7 @@ from ppr_core.lab.plan import Plan
 from ppr_core.lab.study import Study
 from ppr_core.metrics import attack_success_rate
 from ppr_core.reactivation.cells import Setting, load
-from ppr_core.reporting import judging, leaderboard
+from ppr_core.reporting import judging, submissions
 from tests.conftest import TINY_STUDY
 from tests.lab.test_measures import BATTERY
 
@@ -62,6 +62,6 @@ def test_a_cell_of_a_study_is_the_stand_alone_attack_and_becomes_a_submission(st
     [submission] = judging.judge(plan, lab, "ft")
     assert submission.runs[0].figures.o_asr == result.metrics["o_asr"]
     assert (submission.defense, submission.attack, submission.track) == ("ft", "badnet", "tiny")
-    path = leaderboard.save(submission, store.folder / "leaderboard")
-    assert leaderboard.read(path) == submission
+    path = submissions.save(submission, store.folder / "leaderboard")
+    assert submissions.read(path) == submission
     assert "badnet" in judging.table([submission])

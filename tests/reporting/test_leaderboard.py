@@ -10,8 +10,9 @@ from ppr_core.lab.places import ROOT
 from ppr_core.reactivation.cells import Cell, Setting
 from ppr_core.reactivation.summary import Figures, combine
 from ppr_core.reactivation.verdicts import Limits, QueryResult, verdict
-from ppr_core.reporting import leaderboard, tracks
-from ppr_core.reporting.leaderboard import Examined, Submission, sentence, write
+from ppr_core.reporting import leaderboard, submissions, tracks
+from ppr_core.reporting.leaderboard import sentence, write
+from ppr_core.reporting.submissions import Examined, Submission
 
 COUNTS = (1, 2, 5, 10, 20, 50)
 
@@ -63,14 +64,14 @@ def submission(defense="mine", attack="blended", track="judge_demo", runs=None, 
         seconds=12.0,
         runs=[Examined(seed=i, figures=one, cells=[cell]) for i, one in enumerate(runs)],
         verdict=combine(runs, Limits()),
-        **{**leaderboard.environment(), **more},
+        **{**submissions.environment(), **more},
     )
 
 
 def test_a_submission_comes_back_as_it_was(tmp_path):
     first = submission(runs=[figures(), figures(o_asr=4.0)])
-    path = leaderboard.save(first, tmp_path)
-    assert leaderboard.read(path) == first
+    path = submissions.save(first, tmp_path)
+    assert submissions.read(path) == first
     assert json.loads(path.read_text())["schema_version"] == 1
     assert first.seeds == [0, 1]
 
@@ -85,10 +86,10 @@ def test_a_submission_comes_back_as_it_was(tmp_path):
     ],
 )
 def test_a_file_of_another_layout_is_one_clear_error(tmp_path, change, says):
-    path = leaderboard.save(submission(), tmp_path)
+    path = submissions.save(submission(), tmp_path)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(DataError, match=rf"expected a submission of schema 1 .*{says}"):
-        leaderboard.read(path)
+        submissions.read(path)
 
 
 def test_what_is_no_json_is_one_clear_error(tmp_path):
@@ -103,7 +104,7 @@ def test_an_empty_folder_is_an_error(tmp_path):
 
 
 def test_a_name_cannot_leave_the_folder(tmp_path):
-    path = leaderboard.save(submission(defense="../../x"), tmp_path)
+    path = submissions.save(submission(defense="../../x"), tmp_path)
     assert path.parent == tmp_path and path.is_file()
 
 
@@ -152,7 +153,7 @@ def test_the_page_has_a_row_a_submission_and_needs_nothing_beside_itself(tmp_pat
         submission("theirs", attack="badnet", runs=[figures(**ASLEEP)], oracle=True),
         submission("<b>bold</b>", track="judge_cifar10", code="javascript:alert(1)"),
     ):
-        leaderboard.save(one, tmp_path / "in")
+        submissions.save(one, tmp_path / "in")
     page = write(tmp_path / "in", tmp_path / "out" / "board.html").read_text()
     assert len(re.findall(r'<tbody class="one[ \w]*" data-track=', page)) == 3
     assert "<option>badnet</option>" in page and "<option>judge_cifar10</option>" in page
@@ -174,13 +175,13 @@ def test_what_is_not_purified_has_dashes(tmp_path):
     row = leaderboard.row(one)
     assert (row["wake"], row["wake_key"], row["worst"]) == ("–", None, None)
     assert row["clean_wake"] == "44"
-    leaderboard.save(one, tmp_path)
+    submissions.save(one, tmp_path)
     assert ">mine</button>" in write(tmp_path, tmp_path / "board.html").read_text()
 
 
 def test_within_an_attack_what_holds_comes_first(tmp_path):
     for one in (submission("a"), submission("b", runs=[figures(**ASLEEP)])):
-        leaderboard.save(one, tmp_path)
+        submissions.save(one, tmp_path)
     page = write(tmp_path, tmp_path / "board.html").read_text()
     assert page.index('"false">b</button>') < page.index('"false">a</button>')
     numbers = leaderboard.row(submission("a"))
@@ -190,7 +191,7 @@ def test_within_an_attack_what_holds_comes_first(tmp_path):
 
 def test_what_is_kept_reads_and_the_folder_says_what_is_there():
     folder = ROOT / "notebooks" / "results" / "leaderboard"
-    kept = [(path, leaderboard.read(path)) for path in sorted(folder.glob("*.json"))]
+    kept = [(path, submissions.read(path)) for path in sorted(folder.glob("*.json"))]
     words = (folder / "README.md").read_text()
     _, *told = re.findall(r"^\| (\w+) \| (\w+) \| ([\w ]+) \|", words, re.MULTILINE)
     assert all(path.name == one.file for path, one in kept)
@@ -226,7 +227,7 @@ def test_rows_of_the_track_are_ranked_before_those_of_an_older_battery(tmp_path)
         submission("theirs", track="mine"),
     ]
     for one in found:
-        leaderboard.save(one, tmp_path)
+        submissions.save(one, tmp_path)
     standings = {one.defense: how for one, how in leaderboard.admitted(tmp_path)}
     assert standings.pop("today") == "row" and standings.pop("theirs") == "own track"
     assert standings == {"yesterday": "older", "before": "older"}
@@ -285,7 +286,7 @@ def test_other_thresholds_than_the_track_s_are_refused(tmp_path):
     battery = json.loads(json.dumps(own["battery"]))
     battery["settings"]["gates"]["settings"]["awake"] = 101.0
     one = standing_row().replace(conditions={**own, "battery": battery}, battery=digest(battery))
-    leaderboard.save(one, tmp_path)
+    submissions.save(one, tmp_path)
     with pytest.raises(DataError, match=r"battery.gates.awake is 101.0 \(the track has 20.0\)"):
         write(tmp_path, tmp_path / "page.html")
 
@@ -300,7 +301,7 @@ def test_two_files_of_one_row_or_two_runs_of_one_seed_are_refused(tmp_path):
 
 
 def test_a_page_that_cannot_be_written_is_one_line(tmp_path, capsys):
-    leaderboard.save(submission(), tmp_path / "in")
+    submissions.save(submission(), tmp_path / "in")
     (tmp_path / "text").touch()
     for target in (tmp_path, tmp_path / "text" / "page.html"):
         command = ["leaderboard", "--folder", str(tmp_path / "in"), "--out", str(target)]

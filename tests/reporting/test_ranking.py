@@ -3,7 +3,7 @@
 from ppr_core.reactivation.cells import Cell, Setting
 from ppr_core.reactivation.verdicts import Verdict
 from ppr_core.reporting import frames, plots, ranking
-from ppr_core.reporting.leaderboard import Examined
+from ppr_core.reporting.submissions import Examined
 from tests.reporting.test_leaderboard import figures, submission
 
 PAPER = 5

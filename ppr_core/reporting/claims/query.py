@@ -28,7 +28,6 @@ from ppr_core.reporting.claims.base import (
     stands_in,
 )
 from ppr_core.reporting.evidence import SETTING, Evidence, Scope, Span, by_seed, purified
-from ppr_core.reporting.findings import among
 from ppr_core.reporting.results import WOKEN_BY
 from ppr_core.reporting.rules import Limits, bounds, threshold, within
 
@@ -179,9 +178,7 @@ def _transfer(e: Evidence) -> Answer | None:
         return None
     rows = e.baselines("o_asr")
     kept = purified(rows)
-    keys = [c for c in (*SETTING, "attack", "seed") if c in e.transfers]
-    pairs = among(e.transfers, kept, ("source", "target"), keys)
-    pairs = pairs[pairs["source"] != pairs["target"]]
+    pairs, keys = e.between(kept)
     if pairs["source"].nunique() < 2:
         return None
     span = Span.of(by_seed(pairs, "p_asr", (*SETTING, "attack", "source", "target")))

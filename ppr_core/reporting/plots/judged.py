@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ppr_core.reporting import ranking
-from ppr_core.reporting.leaderboard import Submission
 from ppr_core.reporting.plots.base import AFTER, CLEAN, MARKERS, names_of, new_figure
 from ppr_core.reporting.results import COLOURS
+from ppr_core.reporting.submissions import Submission
 
 ARMS = ("start", "relearn", "count", "strength", "batch norm", "trigger", "fresh")
 OUT = "#c9ced4"  # of what does not count

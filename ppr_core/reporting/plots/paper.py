@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from ppr_core.reporting.claims.base import CIFAR10, MAIN, OTHERS, RARE
 from ppr_core.reporting.claims.query import CONTROLS
 from ppr_core.reporting.evidence import SETTING, Evidence, Scope, purified
-from ppr_core.reporting.findings import among
 from ppr_core.reporting.plots.base import (
     AFTER,
     BEFORE,
@@ -168,9 +167,7 @@ def _transfer(e: Evidence) -> pd.DataFrame:
     """
     if not len(e.transfers):
         return e.transfers
-    keys = [c for c in (*SETTING, "attack", "seed") if c in e.transfers]
-    pairs = among(e.transfers, purified(e.baselines("o_asr")), ("source", "target"), keys)
-    pairs = pairs[pairs["source"] != pairs["target"]]
+    pairs, keys = e.between(purified(e.baselines("o_asr")))
     means = pairs.groupby([*keys, "source"], sort=False)["p_asr"].mean().reset_index()
     return means.rename(columns={"source": "name", "attack": "when", "p_asr": "asr"})
 
