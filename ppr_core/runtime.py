@@ -5,7 +5,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +38,7 @@ class Session:
             join the epoch's record.
         report: called after each epoch with (the name to resume the training by, or "", records so
             far, epochs in all).
-        resumable: the names that trainings of this session have taken in that folder.
+        resumable: the files that trainings of this session have taken for their checkpoints.
     """
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -48,7 +48,7 @@ class Session:
     checkpoint: Path | None = None
     evaluate: Callable[[nn.Module], Record] | None = None
     report: Callable[[str, list[Record], int], None] | None = None
-    resumable: set[str] = field(default_factory=set, init=False)
+    resumable: set[Path] = field(default_factory=set)
 
 
 @dataclass
@@ -94,6 +94,29 @@ def session(**settings: Any) -> Iterator[Session]:
         yield new
     finally:
         torch.use_deterministic_algorithms(before)
+        _session.reset(token)
+
+
+@contextlib.contextmanager
+def part(name: str) -> Iterator[None]:
+    """Keep the trainings inside apart from those of another part that have the same names.
+
+    So a method that trains in rounds, or tries several settings, goes on after a kill with the
+    round or setting that it was in. Their epochs are no epochs of the whole: they are reported
+    without a name.
+
+    Args:
+        name: of a round, a setting tried or another part; within a session each at most once.
+    """
+    now = current()
+    told: dict[str, Any] = {}
+    if report := now.report:
+        told["report"] = lambda _, history, epochs: report("", history, epochs)
+    folder = now.checkpoint and now.checkpoint / name
+    token = _session.set(replace(now, checkpoint=folder, **told))
+    try:
+        yield
+    finally:
         _session.reset(token)
 
 

@@ -79,6 +79,7 @@ class Ssba(Attack):
             getattr(self, self.variant),
             rng=stream,
             loss=lambda images, labels: model.loss(images, stream),
+            resume="encoder",
         )
         message = torch.randint(0, 2, (plan.bits,), generator=fork(rng, "message"))
         state = {

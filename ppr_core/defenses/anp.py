@@ -50,6 +50,8 @@ class Anp(MaskPruning):
                 after_step=clamp_and_refill,
                 parameters=[masks.values],
                 capturable=True,
+                writes=[start, noise],
+                resume="masks",
             )
         return masks
 

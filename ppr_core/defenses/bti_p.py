@@ -77,7 +77,7 @@ class BtiP(Unlearning):
             value = F.cross_entropy(model.head(after), labels)
             return value + F.mse_loss(after, before) + weight * near
 
-        return {"loss": loss, "train_mode": False, "capturable": False}
+        return {"loss": loss, "train_mode": False, "capturable": False, "writes": [rng]}
 
 
 class Purified(nn.Module):

@@ -64,7 +64,7 @@ class Fst(ChoosingByFloor):
             loss=shift_loss(model, old, alpha),
             after_step=keep,
             capturable=True,
-            resume="" if self.alpha_grid else "tune",
+            resume="tune",
         )
 
 

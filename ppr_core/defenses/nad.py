@@ -53,7 +53,7 @@ class Nad(Defense):
     def run(self, model: nn.Module, data: ImageSet, *, rng: torch.Generator) -> Outcome:
         """Tune the teacher, a copy; then the model."""
         teacher = clone(model)
-        fit(teacher, data, self.teacher, rng=fork(rng, "teacher"))
+        fit(teacher, data, self.teacher, rng=fork(rng, "teacher"), resume="teacher")
         teacher.requires_grad_(False)
         ours: dict[str, Tensor] = {}
         theirs: dict[str, Tensor] = {}

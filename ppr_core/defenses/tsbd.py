@@ -91,8 +91,8 @@ class Tsbd(Choosing):
             share=self.alpha,
             freeze_bn_model=model,
         )
-        draws, resume = fork(rng, "tune"), "" if self.n_grid else "tune"
-        return fit(model, data, self.schedule, rng=draws, gradient=gradient, resume=resume), zeroed
+        draws = fork(rng, "tune")
+        return fit(model, data, self.schedule, rng=draws, gradient=gradient, resume="tune"), zeroed
 
 
 @torch.no_grad()

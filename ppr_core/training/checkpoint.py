@@ -5,11 +5,12 @@ import copy
 import logging
 import pickle
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ppr_core.errors import StoreError, need
 from ppr_core.models.base import check_same_shapes
@@ -41,17 +42,18 @@ class Checkpoint:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         rng: torch.Generator,
+        others: Sequence[Tensor | torch.Generator] = (),
     ) -> None:
         now = current()
         self.path = now.checkpoint / f"{name}.pt" if now.checkpoint and name else None
         if self.path:
             need(
-                name not in now.resumable,
+                self.path not in now.resumable,
                 f"expected a name of its own to resume a training by, got {name!r} a second time "
                 "in one session; give each call of fit(..., resume=...) another one",
             )
-            now.resumable.add(name)
-        self.model, self.optimizer, self.rng = model, optimizer, rng
+            now.resumable.add(self.path)
+        self.model, self.optimizer, self.rng, self.others = model, optimizer, rng, others
         self.saved, self.wait = time.monotonic(), self.interval_s
 
     def load(self) -> list[Record]:
@@ -81,6 +83,7 @@ class Checkpoint:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "rng": self.rng.get_state(),
+            "others": [o.detach() if isinstance(o, Tensor) else o.get_state() for o in self.others],
             "history": history,
         }
 
@@ -93,6 +96,12 @@ class Checkpoint:
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate  # the loaded one lies on the CPU; the schedule sets it anyway
         self.rng.set_state(state["rng"])
+        for other, value in zip(self.others, state["others"], strict=True):
+            if isinstance(other, Tensor):
+                with torch.no_grad():
+                    other.copy_(value)
+            else:
+                other.set_state(value)
         epochs = [record["epoch"] for record in state["history"]]
         need(epochs == [*range(1, len(epochs) + 1)], f"expected epochs from 1 on, got {epochs}")
         return state["history"]

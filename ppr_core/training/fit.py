@@ -113,7 +113,7 @@ def fit(
     optimizer: torch.optim.Optimizer | None = None,
     train_mode: bool = True,
     capturable: bool = False,
-    writes: Sequence[Tensor] = (),
+    writes: Sequence[Tensor | torch.Generator] = (),
     resume: str = "",
     evaluate: bool = False,
 ) -> list[Record]:
@@ -135,7 +135,8 @@ def fit(
         capturable: the step (loss, gradient and on_batch) makes no host reads or draws, so it may
             be captured as a CUDA graph. The default loss and gradient may be captured anyway, and
             on_batch is then called outside of the graph.
-        writes: the tensors that a capturable step writes beside those of model and optimizer.
+        writes: what steps and hooks change beside model, optimizer and rng: tensors, and
+            generators that they draw from; a capturable step's tensors must all be named.
         resume: name of a long training, which is to go on from its last saved epoch after a kill;
             no two trainings of one session may have the same name.
         evaluate: add what the session's `evaluate` says of the model to every epoch's record.
@@ -170,9 +171,11 @@ def fit(
         optimizer,
         load=load if within else _unchanged,
         capturable=(capturable or default) and now.capture and total >= Step.worth,
-        writes=writes,
+        writes=[other for other in writes if isinstance(other, Tensor)],
     )
-    checkpoint = Checkpoint(resume, model, optimizer, rng)
+    own = {id(parameter) for parameter in model.parameters()}
+    others = [*(p for p in trained if id(p) not in own), *writes]
+    checkpoint = Checkpoint(resume, model, optimizer, rng, others)
     history = checkpoint.load()
     for epoch in range(len(history), epochs):
         model.train(train_mode)

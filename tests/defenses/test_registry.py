@@ -5,7 +5,7 @@ import builtins
 import copy
 import inspect
 import io
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -203,25 +203,41 @@ def test_no_defense_imports_a_way_to_load_data():
 # -- reserves and models of other kinds ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SCHEDULED)
-def test_a_run_that_is_killed_goes_on_to_the_same_result(name, tmp_path, monkeypatch):
-    settings = {"schedule": {"steps": 6}}
-    if name == "ep":
-        settings["redraw"] = True
+ROUNDS = {"rounds": 2, "tuning": {"steps": 6, "batch_size": 16}}
+SEARCH = {"decouple": {"steps": 6}, "generate": {"steps": 6}, "width": 2}
+LONG = {name: {"schedule": {"steps": 6}} for name in SCHEDULED}
+LONG["ep"]["redraw"] = True
+LONG |= {name: {**ROUNDS, "inversion": SEARCH} for name in ("bti", "bti_p", "bti_sam", "pam")}
+LONG["fst, a grid"] = {"schedule": {"steps": 6}, "alpha_grid": [0.1, 0.2], "c_acc_drop": 0}
+WHOLE = {"rnp", "npd", "mesa", "neural_cleanse", "tsbd", "dist_reg"}  # repeat what may end early
+
+
+@pytest.mark.parametrize("name", sorted(set(LONG) - WHOLE))
+@pytest.mark.parametrize("share", [0.3, 0.8])
+def test_a_run_that_is_killed_goes_on_to_the_same_result(name, share, tmp_path, monkeypatch):
+    """Wherever that is, the search for a trigger included, no epoch done is done again."""
+    cls, seen = DEFENSES[name.partition(",")[0]], []
 
     def run():
-        return call(DEFENSES[name], tiny_model().eval(), tiny_set(size=SIZE), **settings)
+        seen.clear()
+        return call(cls, tiny_model().eval(), tiny_set(size=SIZE), **LONG[name])
 
-    def kill(name, history, epochs):
-        if name and len(history) == 1:
+    with session(report=lambda *_: seen.append(0)):
+        straight = run()
+    epochs = len(seen)
+    last = int(share * epochs) + 1
+
+    def kill(*_):
+        seen.append(0)
+        if len(seen) == last:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(checkpoint.Checkpoint, "interval_s", 0.0)
-    with suppress(KeyboardInterrupt), session(checkpoint=tmp_path, report=kill):
+    with pytest.raises(KeyboardInterrupt), session(checkpoint=tmp_path, report=kill):
         run()
-    with session(checkpoint=tmp_path):
+    with session(checkpoint=tmp_path, report=lambda *_: seen.append(0)):
         resumed = run()
-    straight = run()
+    assert len(seen) == epochs - last
     for key, tensor in straight.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[key]), key
     assert len(resumed.history) == len(straight.history)

@@ -10,6 +10,7 @@ from ppr_core.data.images import ImageSet
 from ppr_core.defenses.base import Defense
 from ppr_core.errors import DataError, need
 from ppr_core.metrics import clean_accuracy
+from ppr_core.runtime import part
 from ppr_core.weights import snapshot
 
 Result = TypeVar("Result")
@@ -93,7 +94,8 @@ def strongest(
     tried: dict[str, float | None] = {f"{setting:g}": None for setting in sorted(settings)}
     for setting in settings:
         model.load_state_dict(start)
-        result = attempt(setting)
+        with part(f"{name}-{setting:g}"):
+            result = attempt(setting)
         accuracy = tried[f"{setting:g}"] = clean_accuracy(model, validation)
         if accuracy >= floor:
             break

@@ -18,7 +18,7 @@ from ppr_core.defenses.sources.patches import PatchDistribution
 from ppr_core.defenses.sources.residual import ResidualInversion
 from ppr_core.method import Outcome, fork
 from ppr_core.metrics import clean_accuracy
-from ppr_core.runtime import Record, autocast
+from ppr_core.runtime import Record, autocast, part
 from ppr_core.training.fit import Schedule, fit, make_optimizer
 
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -124,19 +124,21 @@ class Unlearning(Defense):
             return triggered_first(images, reverse, self.reversed_share), labels
 
         optimizer = make_optimizer(model.parameters(), self.tuning)
-        hooks: dict[str, Any] = {"capturable": self.inversion.capturable}
+        ready = self.inversion.capturable  # what draws anew at each step cannot be resumed
+        hooks: dict[str, Any] = {"capturable": ready, "resume": "tune" if ready else ""}
         hooks |= self.hooks(model, mix, fork(rng, "hooks"))
         history: list[Record] = []
         done = 0
         for number in range(1, self.rounds + 1):
-            if number > 1:
-                again = fork(rng, "invert", number)
-                state = self.inversion.invert(model, data, rng=again, state=state)
-            if "stop" in state:
-                break
-            reverse = self.inversion.trigger(model, state, trigger)
-            shuffles = fork(rng, "tune", number)
-            records = fit(model, data, self.tuning, rng=shuffles, optimizer=optimizer, **hooks)
+            with part(f"round-{number}"):
+                if number > 1:
+                    again = fork(rng, "invert", number)
+                    state = self.inversion.invert(model, data, rng=again, state=state)
+                if "stop" in state:
+                    break
+                reverse = self.inversion.trigger(model, state, trigger)
+                shuffles = fork(rng, "tune", number)
+                records = fit(model, data, self.tuning, rng=shuffles, optimizer=optimizer, **hooks)
             for record in records:
                 history.append({**record, "epoch": len(history) + 1, "round": number})
             done = number

@@ -65,7 +65,8 @@ def decoupled(frozen: Cut, data: ImageSet, schedule: Schedule, *, rng: torch.Gen
         kept = F.cross_entropy(frozen.head(benign * maps), labels)
         return kept - F.cross_entropy(frozen.head((1 - benign) * maps), labels)
 
-    fit(frozen, data, schedule, rng=rng, loss=loss, parameters=[logits], capturable=True)
+    hooks: dict[str, Any] = {"loss": loss, "parameters": [logits], "capturable": True}
+    fit(frozen, data, schedule, rng=rng, resume="decouple", **hooks)
     return logits.detach()
 
 

@@ -181,7 +181,7 @@ class Inversion(TriggerSource):
             label = label_loss(before.float(), after.float(), double=self.soft_ce == "reproduce")
             return label + moved + weight * near
 
-        fit(generator, data, self.pretrain, rng=rng, loss=loss, capturable=True)
+        fit(generator, data, self.pretrain, rng=rng, loss=loss, capturable=True, resume="pretrain")
 
     def _generate(
         self,
@@ -215,6 +215,7 @@ class Inversion(TriggerSource):
         compare = best.after_step if self.use_max_bd_feat else None
         hooks: dict[str, Any] = {"loss": loss, "optimizer": optimizer, "after_step": compare}
         hooks |= {"capturable": True, "writes": [best.total, spent]}
+        hooks["resume"] = "" if self.use_max_bd_feat else "generate"  # its weights lie elsewhere
         fit(generator, data, self.generate, rng=rng, **hooks)
         if best.weights:
             generator.load_state_dict(best.weights)
