@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppr_core.config import Settings
-from ppr_core.data.images import Augment, ImageSet, look_up, picks
+from ppr_core.data.images import ImageSet, look_up, picks
 from ppr_core.models import build
 from ppr_core.training.fit import Schedule
 
@@ -33,8 +33,7 @@ def tiny_set(count=48, size=16, classes=4, seed=0):
 
 def batches(data, schedule, *, rng, augment=None):
     """The shuffled batches of one epoch, as `fit` draws them."""
-    if augment is None and (schedule.crop or schedule.flip):
-        augment = Augment(data, crop=schedule.crop, flip=schedule.flip)
+    augment = augment or schedule.augment(data)
     pictures = look_up(data, augment)
     drawn = picks(data, schedule.batch_size, rng=rng, augment=augment)
     return (pictures(*picked) for picked in drawn)

@@ -42,6 +42,7 @@ LAB = [
     "lab.graph",
     "lab.kept",
     "lab.artifacts",
+    "lab.runs",
     "lab.store",
     "lab.dropping",
     "lab.leases",
@@ -106,7 +107,7 @@ REPORTING = [
 ]
 ORDER = [*CORE, *LAB, *REPORTING]
 ONLY_IMPORTER = {
-    "mlflow": {"lab.guards", "lab.database", "lab.artifacts", "lab.store"},
+    "mlflow": {"lab.guards", "lab.database", "lab.artifacts", "lab.runs", "lab.store"},
     "papermill": {"lab.notebooks"},
     "matplotlib": {"reporting.plots", "reporting.toy", "reporting.drawings", "lab.section"},
     "seaborn": {"reporting.plots"},

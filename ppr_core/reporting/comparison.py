@@ -12,7 +12,8 @@ from ppr_core.config import digest
 from ppr_core.lab.graph import Cell, with_parents
 from ppr_core.lab.places import ROOT
 from ppr_core.lab.plan import Plan
-from ppr_core.lab.store import ENDED, Run, Store
+from ppr_core.lab.runs import ENDED
+from ppr_core.lab.store import Run, Store
 from ppr_core.lab.study import Study
 from ppr_core.reporting import checks, results
 from ppr_core.reporting.checks import MARK

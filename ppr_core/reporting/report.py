@@ -18,7 +18,8 @@ from ppr_core.config import digest
 from ppr_core.lab import pages
 from ppr_core.lab.marks import commit
 from ppr_core.lab.plan import Plan
-from ppr_core.lab.store import ENDED, Store
+from ppr_core.lab.runs import ENDED
+from ppr_core.lab.store import Store
 from ppr_core.reporting import captions, checks, claims, findings, paper, plots, results, tables
 from ppr_core.reporting.evidence import Evidence
 

@@ -60,6 +60,12 @@ class Schedule(Settings):
             steps = min(per_epoch, self.total_steps(count) - done)
             yield self.replace(steps=steps, decay="constant")
 
+    def augment(self, data: ImageSet) -> Augment | None:
+        """Return the random crops and flips of the images; None where there are none."""
+        if self.crop or self.flip:
+            return Augment(data, crop=self.crop, flip=self.flip)
+        return None
+
     def rate(self, step: int, epoch_steps: int, total: int) -> float:
         """Return the learning rate at a step (0-based) of `total`."""
         if self.decay == "constant":
@@ -152,16 +158,10 @@ def fit(
     now = current()
     trained = list(model.parameters() if parameters is None else parameters)
     optimizer = optimizer or make_optimizer(trained, schedule)
-    per_epoch = schedule.epoch_steps(len(data))
-    total = schedule.total_steps(len(data))
+    per_epoch, total = schedule.epoch_steps(len(data)), schedule.total_steps(len(data))
     epochs = -(-total // per_epoch)
-    plain = schedule.crop == 0 and not schedule.flip
-    augment = None if plain else Augment(data, crop=schedule.crop, flip=schedule.flip)
-    pictures, change = look_up(data, augment), on_batch or _unchanged
-
-    def load(*picked: Tensor) -> Batch:
-        return change(*pictures(*picked))
-
+    augment = schedule.augment(data)
+    load = _loader(data, augment, on_batch)
     within = capturable or on_batch is None  # whether the step itself loads its batch
     default = loss is None and gradient is plain_gradient
     step = Step(
@@ -173,9 +173,7 @@ def fit(
         capturable=(capturable or default) and now.capture and total >= Step.worth,
         writes=[other for other in writes if isinstance(other, Tensor)],
     )
-    own = {id(parameter) for parameter in model.parameters()}
-    others = [*(p for p in trained if id(p) not in own), *writes]
-    checkpoint = Checkpoint(resume, model, optimizer, rng, others)
+    checkpoint = Checkpoint(resume, model, optimizer, rng, [*_not_of(model, trained), *writes])
     history = checkpoint.load()
     for epoch in range(len(history), epochs):
         model.train(train_mode)
@@ -191,14 +189,28 @@ def fit(
         record["seconds"] = time.perf_counter() - clock
         _check_finite(record, resume, schedule)
         model.eval()
-        if evaluate and now.evaluate:
-            record |= now.evaluate(model)
-        history.append(record)
+        history.append(record | (now.evaluate(model) if evaluate and now.evaluate else {}))
         checkpoint.save(history, done=epoch + 1 == epochs)
         if now.report:
             now.report(resume, history, epochs)
     model.eval()
     return history
+
+
+def _loader(
+    data: ImageSet, augment: Augment | None, change: Callable[[Tensor, Tensor], Batch] | None
+) -> Callable[..., Batch]:
+    """Return what makes a batch of what `picks` has picked."""
+    pictures = look_up(data, augment)
+    if change is None:
+        return pictures
+    return lambda *picked: change(*pictures(*picked))
+
+
+def _not_of(model: nn.Module, trained: Iterable[Tensor]) -> list[Tensor]:
+    """Return those of the trained tensors that are no parameters of the model."""
+    own = {id(parameter) for parameter in model.parameters()}
+    return [tensor for tensor in trained if id(tensor) not in own]
 
 
 def _check_finite(record: Record, name: str, schedule: Schedule) -> None:
