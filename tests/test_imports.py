@@ -95,6 +95,7 @@ REPORTING = [
     "explorer",
     "cli.study",
     "cli.paper",
+    "cli.foreign",
     "cli.evaluate",
     "cli.scan",
     "cli.judge",

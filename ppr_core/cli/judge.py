@@ -7,9 +7,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppr_core.cli.study import need_groups, override, own_label, placed, read, reddened, where
+from ppr_core.cli import foreign
+from ppr_core.cli.study import (
+    named,
+    need_groups,
+    override,
+    own_label,
+    placed,
+    read,
+    reddened,
+    where,
+)
 from ppr_core.errors import ConfigError, need
 from ppr_core.lab.places import ROOT, results_folder
+
+# What only models made elsewhere have.
+FOREIGN = ("backdoored", "trigger", *foreign.FLAGS, "model", "mean", "std", "dataset")
 
 if TYPE_CHECKING:  # late, so that --help imports neither torch nor mlflow
     from ppr_core.lab.plan import Plan
@@ -24,7 +37,11 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     judge.add_argument("--track", default="judge_demo", help="study file, or a name in params/")
     judge.add_argument("--purified", metavar="FILE", help="judge this model in place of a defense")
     judge.add_argument("--backdoored", metavar="FILE", help="its victim; the track's if not given")
-    judge.add_argument("--attack", help="one attack of the track; needed with --purified")
+    text = "one attack of the track; or, with --purified, whose trigger the victim knows"
+    judge.add_argument("--attack", help=text)
+    foreign.add_trigger(judge)
+    foreign.add_model(judge)
+    judge.add_argument("--dataset", help="that --purified and --backdoored were trained on")
     where(judge)
     judge.add_argument("--paper", default="", help="link that the leaderboard shows")
     judge.add_argument("--code", default="", help="link that the leaderboard shows")
@@ -123,37 +140,70 @@ def _track(arguments: argparse.Namespace) -> tuple[dict[str, Any], str, str]:
     from ppr_core.reporting import tracks
 
     values = read(arguments.track, arguments.set)
-    attack, file = arguments.attack, arguments.purified
+    file, spec = arguments.purified, arguments.defense
     need(
-        (arguments.defense is None) != (file is None),
+        (spec is None) != (file is None),
         "expected a defense, or --purified FILE, and not both",
     )
-    need(not file or attack, "expected --attack with --purified: whose trigger the victim knows")
-    need(
-        file or not arguments.backdoored,
-        "expected --backdoored beside --purified, got it with a defense, which starts from the "
-        "track's own victim; add --purified FILE, or leave it out",
-    )
     need_groups(values)
-    groups = {name: field.default for name, field in Study.model_fields.items()} | values
-    attacks, known = groups["attacks"], groups["defenses"]
-    if attack:
-        need(
-            attack in attacks,
-            f"expected one attack of the track ({', '.join(attacks)}), got {attack!r}",
-        )
-        values["attacks"] = {attack: attacks[attack]}
-    values = tracks.alone(values)
     if file:
-        made = {attack: arguments.backdoored, f"{attack}/purified": file}
-        values["checkpoints"] = {name: path for name, path in made.items() if path}
-        return values, "purified", Path(file).stem
-    spec = arguments.defense
+        return _theirs(arguments, values), "purified", Path(file).stem
+    for name in FOREIGN:
+        need(
+            getattr(arguments, name) is None,
+            f"expected --{name} beside --purified, got it with a defense, which starts from the "
+            "track's own victim; add --purified FILE, or leave it out",
+        )
+    groups = {name: field.default for name, field in Study.model_fields.items()} | values
+    if arguments.attack:
+        need(
+            arguments.attack in groups["attacks"],
+            f"expected one attack of the track ({', '.join(groups['attacks'])}), got "
+            f"{arguments.attack!r}",
+        )
+        values["attacks"] = {arguments.attack: groups["attacks"][arguments.attack]}
+    known, values = groups["defenses"], tracks.alone(values)
     own = ":" in spec
     label = own_label(spec) if own else spec
     settings = {**known.get(label, {}), **({"method": spec} if own else {})}
     values["defenses"] = {**values["defenses"], label: settings}
     return values, label, spec.rpartition(":")[2] if own else spec
+
+
+def _theirs(arguments: argparse.Namespace, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of the track with models, trigger and architecture made elsewhere."""
+    from ppr_core.lab.plan import Plan
+    from ppr_core.lab.study import Study
+    from ppr_core.reporting import tracks
+
+    file, victim = arguments.purified, arguments.backdoored
+    for given in filter(None, (file, victim)):
+        foreign.need_weights(Path(given))
+    need(
+        arguments.attack or arguments.trigger or victim,
+        "expected --attack or --trigger with --purified: what trigger its victim knows",
+    )
+    head = foreign.head_of(Path(victim or file))
+    label, attack = foreign.attack_of(arguments, head)
+    known = values.get("attacks", Study.model_fields["attacks"].default)
+    need(
+        label in known or victim,
+        f"expected --backdoored beside the trigger {label!r}: the track's own victims know "
+        f"{', '.join(known)}",
+    )
+    values = named(values, arguments)
+    values["attacks"] = {label: {**known.get(label, {}), **attack}}
+    model = values.get("model", Study.model_fields["model"].default)
+    model = head.spec() if head and not arguments.model else model
+    values["model"] = foreign.as_given(model, arguments, file)
+    values = tracks.alone(values)
+    made = {label: victim, f"{label}/purified": file}
+    values["checkpoints"] = {name: path for name, path in made.items() if path}
+    if attack.get("method") in foreign.REPLAYED:
+        values["defenses"] = {}  # EP would have to show the trigger on other images
+        share = foreign.stored_share(Plan(Study(**values)), label, needed=True)
+        values["attacks"][label]["poison_rate"] = share
+    return values
 
 
 def _leaderboard(arguments: argparse.Namespace) -> int:

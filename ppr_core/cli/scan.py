@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppr_core.cli.evaluate import add_model, file_stats, normalised
+from ppr_core.cli.foreign import add_model, file_stats, normalised
 from ppr_core.cli.study import need_groups, override, read
 from ppr_core.errors import CheckpointError, need
 

@@ -3,7 +3,9 @@
 import re
 
 import pytest
+import torch
 import yaml
+from PIL import Image
 from safetensors.torch import save_file
 
 from ppr_core.cli.main import main
@@ -34,6 +36,7 @@ def track(tmp_path, monkeypatch):
     path = tmp_path / "track.yaml"
     path.write_text(yaml.safe_dump({**TINY_STUDY, "measures": {"battery": BATTERY}}))
     (tmp_path / "mine.py").write_text(MINE)
+    torch.save({"w": torch.ones(2)}, tmp_path / "some.pt")
     return str(path)
 
 
@@ -73,14 +76,48 @@ def test_a_purified_model_made_elsewhere(store, track, tmp_path, capsys):
     save_file(state, tmp_path / "theirs.safetensors")
     command = ["judge", "--purified", "theirs.safetensors", "--track", track]
     assert main(command) == 2
-    assert "expected --attack with --purified" in capsys.readouterr().err
+    assert "expected --attack or --trigger with --purified" in capsys.readouterr().err
     assert main([*command, "--attack", "badnet"]) == 0, capsys.readouterr().err
     assert "theirs: **" in capsys.readouterr().out
+
+
+def test_a_trigger_and_a_normalisation_made_elsewhere(store, track, tmp_path, capsys):
+    """The victim knows a patch that no attack of the track stamps; both files are raw networks."""
+    torch.manual_seed(0)
+    patch = torch.randint(0, 255, (3, 3, 3), dtype=torch.uint8).numpy()
+    Image.fromarray(patch).save(tmp_path / "patch.png")
+    trigger = {"method": "ppr_core.attacks.foreign:PictureTrigger", "path": "patch.png"}
+    trigger |= {"at": [2, 2]}
+    plan = Plan(Study(**{**TINY_STUDY, "attacks": {"picture": trigger}}))
+    lab, cell = Lab(store), Cell("picture", "ft", 0)
+    for name, stage in (("v", plan.backdoored(cell)), ("p", plan.purified(cell))):
+        state = lab.model(stage).state_dict().items()
+        kept = {key: tensor.contiguous() for key, tensor in state}
+        save_file(kept, tmp_path / f"{name}.safetensors")
+    files = ["--purified", "p.safetensors", "--backdoored", "v.safetensors"]
+    flags = ["--trigger", "patch.png", "--at", "2,2", "--track", track]
+    assert main(["judge", *files[:2], *flags]) == 2
+    assert "expected --backdoored beside the trigger 'picture'" in capsys.readouterr().err
+    assert main(["judge", *files, *flags, "--out", "board"]) == 0, capsys.readouterr().err
+    told = capsys.readouterr()
+    assert re.search(r"p: \*\*[\w ]+\*\* on picture: ", told.out)
+    assert "no row of the track tiny: picture is no attack of it" in told.err
+    [first] = (submissions.read(path) for path in (tmp_path / "board").glob("*.json"))
+    shown = lab.result(plan.purified(cell)).metrics["asr"]
+    assert first.runs[0].figures.o_asr == pytest.approx(shown, abs=5), "another trigger was stamped"
+    wrong = ["--mean", "0.1,0.1,0.1", "--std", "0.9,0.9,0.9", "--out", "other"]
+    assert main(["judge", *files, *flags, *wrong]) == 0, capsys.readouterr().err
+    [second] = (submissions.read(path) for path in (tmp_path / "other").glob("*.json"))
+    assert "0.9" in str(second.conditions["model"]), "the normalisation was not taken"
+    assert second.runs[0].cells != first.runs[0].cells
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["ft", "--trigger", "patch.png"], "expected --trigger beside --purified"),
+        (["ft", "--mean", "0,0,0"], "expected --mean beside --purified"),
+        (["--purified", "no.pt", "--attack", "badnet"], "expected a file, got no.pt"),
         ([], "expected a defense, or --purified FILE"),
         (["fts"], "unknown defense: 'fts'"),
         (["mine.py:Nobody"], "expected a defense at mine.py:Nobody"),
@@ -97,7 +134,7 @@ def test_a_purified_model_made_elsewhere(store, track, tmp_path, capsys):
         (["ft", "-p", "measures.battery.epochs=[0]"], "epochs"),
         (["ft", "-p", "measures.battery.counts=[100000]"], "for a count of 100000"),
         (
-            ["--purified", "mine.py", "--attack", "badnet", "-p", "seeds=[0,1]"],
+            ["--purified", "some.pt", "--attack", "badnet", "-p", "seeds=[0,1]"],
             "expected one seed with --purified, got [0, 1]",
         ),
     ],
@@ -110,7 +147,7 @@ def test_a_mistake_is_one_line(store, track, capsys, arguments, message):
 
 def test_a_trigger_that_is_trained_here_is_not_a_file_s(store, track, capsys):
     """As `evaluate` has it: the victim of the file knows another one."""
-    command = ["judge", "--purified", "mine.py", "--backdoored", "mine.py", "--attack", "ssba"]
+    command = ["judge", "--purified", "some.pt", "--backdoored", "some.pt", "--attack", "ssba"]
     assert main([*command, "--track", track, "-p", "attacks.ssba={}"]) == 2
     error = capsys.readouterr().err
     assert "expected a trigger that is known for ssba" in error and len(error.splitlines()) == 1
