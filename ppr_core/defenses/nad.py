@@ -14,6 +14,7 @@ from ppr_core.errors import need
 from ppr_core.method import Outcome, fork
 from ppr_core.models.base import clone
 from ppr_core.models.hooks import watching
+from ppr_core.runtime import part
 from ppr_core.training.fit import Schedule, fit
 
 TUNING = Schedule(epochs=10, lr=0.01, weight_decay=5e-4, batch_size=256)
@@ -53,7 +54,8 @@ class Nad(Defense):
     def run(self, model: nn.Module, data: ImageSet, *, rng: torch.Generator) -> Outcome:
         """Tune the teacher, a copy; then the model."""
         teacher = clone(model)
-        fit(teacher, data, self.teacher, rng=fork(rng, "teacher"), resume="teacher")
+        with part("teacher"):
+            fit(teacher, data, self.teacher, rng=fork(rng, "teacher"), resume="tune")
         teacher.requires_grad_(False)
         ours: dict[str, Tensor] = {}
         theirs: dict[str, Tensor] = {}

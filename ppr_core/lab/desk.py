@@ -123,7 +123,7 @@ class Lab(Reader):
         if not run_id:
             return None
         logged: set[float] = set()
-        last = time.monotonic()
+        last, first = time.monotonic(), ""
 
         def keep(history: list[Record]) -> None:
             nonlocal last
@@ -132,7 +132,9 @@ class Lab(Reader):
             last = time.monotonic()
 
         def report(name: str, history: list[Record], epochs: int) -> None:
-            if name and time.monotonic() - last > LOG_EVERY_S:
+            nonlocal first
+            first = first or name  # of several, it is the one whose epochs the history begins with
+            if name and name == first and time.monotonic() - last > LOG_EVERY_S:
                 keep(history)
             if self.report:
                 self.report(stage, history, epochs)

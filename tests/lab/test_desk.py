@@ -12,19 +12,40 @@ import pytest
 import yaml
 
 from ppr_core.errors import StoreError
-from ppr_core.lab import engine
+from ppr_core.lab import desk, engine
 from ppr_core.lab.desk import Lab
 from ppr_core.lab.graph import Cell
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.study import Study
 from ppr_core.reporting import findings, results
-from tests.conftest import TINY_STUDY
+from tests.conftest import TINY_PAM, TINY_STUDY
 
 
 def computed(store, **overrides):
     plan = Plan(Study(**{**TINY_STUDY, **overrides}))
     failures = engine.run(plan, Lab(store))
     return plan, failures
+
+
+def test_what_is_logged_on_the_way_are_the_epochs_of_the_whole(store, monkeypatch):
+    """Of methods that train a teacher, in rounds, twice, or a trigger generator besides."""
+    monkeypatch.setattr(desk, "LOG_EVERY_S", 0.0)
+    short = {"schedule": {"epochs": 3}, "teacher": {"epochs": 2}}
+    twice = {"training": {"epochs": 2}, "second": {"epochs": 2}}
+    bti = {**TINY_PAM, "rounds": 2}
+    plan, failures = computed(
+        store,
+        dataset={**TINY_STUDY["dataset"], "size": 32},
+        attacks={"sbl": twice},
+        defenses={"nad": short, "pam": bti},
+    )
+    assert failures == {}
+    for stage in plan.stages():
+        if stage.kind in ("backdoored", "purified"):
+            run = store.find(stage.key)
+            points = store.client.get_metric_history(run.info.run_id, "epoch_loss")
+            told = store.load(run).history
+            assert [(p.step, p.value) for p in points] == [(r["epoch"], r["loss"]) for r in told]
 
 
 def test_a_study_runs_once_and_then_is_read(store, monkeypatch):
