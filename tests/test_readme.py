@@ -17,6 +17,7 @@ from ppr_core.lab.places import ROOT
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.study import Study
 from ppr_core.reporting import results
+from tests.benchmarks import scaled
 from tests.browser import screenshots
 from tests.conftest import TINY_STUDY
 
@@ -124,6 +125,11 @@ def test_its_commands_exist():
 def test_its_table_is_that_of_the_runs():
     rows = pd.read_csv(ROOT / "notebooks" / "results" / "demo.csv")
     assert results.markdown_table(rows) in README
+
+
+def test_its_table_of_real_images_is_that_of_the_runs():
+    assert scaled.table() in README
+    assert scaled.table() in (ROOT / "notebooks" / "results" / "README.md").read_text()
 
 
 def test_its_files_exist():
