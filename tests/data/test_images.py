@@ -1,28 +1,24 @@
 """Batches and augmentation: exactly reproducible, and with the statistics that crops must have."""
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 
 from ppr_core.data.images import Augment, ImageSet, augmented, to_float, to_uint8
 from ppr_core.errors import DataError
+from ppr_core.training.fit import Schedule
 from tests.conftest import batches, tiny_set
 
 
-@dataclass
-class How:
-    batch_size: int = 16
-    crop: int = 0
-    flip: bool = False
+def how(crop=0, flip=False):
+    return Schedule(batch_size=16, crop=crop, flip=flip)
 
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def epoch(data, how, seed=0):
-    return list(batches(data, how, rng=seeded(seed)))
+def epoch(data, schedule, seed=0):
+    return list(batches(data, schedule, rng=seeded(seed)))
 
 
 def numbered(count, size=8):
@@ -32,7 +28,7 @@ def numbered(count, size=8):
 
 
 def test_an_epoch_holds_every_image_once_with_its_label():
-    images, labels = (torch.cat(parts) for parts in zip(*epoch(numbered(50), How()), strict=True))
+    images, labels = (torch.cat(parts) for parts in zip(*epoch(numbered(50), how()), strict=True))
     values = (images[:, 0, 0, 0] * 255).round().long()
     assert sorted(values.tolist()) == list(range(50))
     assert values.tolist() != list(range(50))
@@ -40,7 +36,7 @@ def test_an_epoch_holds_every_image_once_with_its_label():
 
 
 def test_batches_are_float_pixels_in_the_unit_range():
-    images, _ = epoch(tiny_set(), How(crop=2, flip=True))[0]
+    images, _ = epoch(tiny_set(), how(crop=2, flip=True))[0]
     assert images.dtype == torch.float32
     assert images.shape == (16, 3, 16, 16)
     assert images.min() >= 0
@@ -49,8 +45,8 @@ def test_batches_are_float_pixels_in_the_unit_range():
 
 @pytest.mark.parametrize(("crop", "flip"), [(0, False), (4, False), (0, True), (4, True)])
 def test_the_same_seed_gives_the_same_batches_and_another_seed_others(crop, flip):
-    how = How(crop=crop, flip=flip)
-    first, again, other = (epoch(tiny_set(), how, seed) for seed in (0, 0, 1))
+    drawn = how(crop=crop, flip=flip)
+    first, again, other = (epoch(tiny_set(), drawn, seed) for seed in (0, 0, 1))
     for (images, labels), (images2, labels2) in zip(first, again, strict=True):
         assert torch.equal(images, images2)
         assert torch.equal(labels, labels2)
@@ -58,16 +54,16 @@ def test_the_same_seed_gives_the_same_batches_and_another_seed_others(crop, flip
 
 
 def test_a_prepared_augmentation_gives_the_same_batches():
-    data, how = tiny_set(), How(crop=4, flip=True)
+    data, drawn = tiny_set(), how(crop=4, flip=True)
     prepared = Augment(data, crop=4, flip=True)
-    reused = list(batches(data, how, rng=seeded(), augment=prepared))
-    for (images, _), (images2, _) in zip(epoch(data, how), reused, strict=True):
+    reused = list(batches(data, drawn, rng=seeded(), augment=prepared))
+    for (images, _), (images2, _) in zip(epoch(data, drawn), reused, strict=True):
         assert torch.equal(images, images2)
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(40, [16, 16, 8]), (32, [16, 16]), (5, [5])])
 def test_batch_sizes(count, sizes):
-    assert [len(labels) for _, labels in epoch(tiny_set(count), How())] == sizes
+    assert [len(labels) for _, labels in epoch(tiny_set(count), how())] == sizes
 
 
 def test_a_crop_is_a_window_of_the_zero_padded_image():
