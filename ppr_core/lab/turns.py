@@ -29,7 +29,6 @@ Failures = dict[str, str]
 FAILURES = (ConfigError, DataError, RuntimeError)
 LOOK_EVERY_S = 0.2  # while others compute all that could be computed now
 PATIENCE_S = 10.0  # from the end of a study to that of its workers by force
-GRACE_S = 10.0  # for a worker to mark its run and end
 TOLD = "stage: "  # how a worker's lines begin that are for who started it
 MEMORY = 2 * 2**30  # bytes that a worker needs: libraries, data, a small model
 
@@ -203,7 +202,5 @@ def main() -> int:
 
 def _end_with_parent() -> None:
     os.read(0, 1)  # not sys.stdin, whose lock a thread may not hold when the interpreter ends
-    for _ in range(2):  # the first is lost where Python cannot raise it, as in a destructor
-        signal.raise_signal(signal.SIGINT)  # the run of the stage in work is marked KILLED
-        time.sleep(GRACE_S)
-    os._exit(1)  # stuck: the next start marks its run
+    # Not SIGINT, which a shell's background process ignores. The run in work is marked KILLED.
+    signal.raise_signal(signal.SIGTERM)
