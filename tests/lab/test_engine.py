@@ -1,4 +1,5 @@
 import os
+import pickle
 import shutil
 import sys
 
@@ -42,20 +43,30 @@ def test_a_worker_says_why_its_stage_failed_whatever_the_device_says_after(store
     assert reason == "RuntimeError: CUDA error: an illegal memory access was encountered"
 
 
-def test_stages_share_a_gpu_as_asked(store, monkeypatch):
+def test_a_stage_arrives_at_a_worker_as_planned_with_its_share_of_a_gpu(store, monkeypatch):
+    """What is handed on is the method itself; its key is digested anew where it runs."""
     ray = pytest.importorskip("ray")
     start = ray.init
 
-    def assigned(stage, *before, key):  # in place of a stage: say what Ray gave it
-        return str(ray.get_runtime_context().get_assigned_resources())
+    def arrived(stage, *before, key):  # in place of a stage: say what Ray gave it
+        resources = ray.get_runtime_context().get_assigned_resources()
+        found = (os.getpid(), resources, stage.key, key, stage.method)
+        return pickle.dumps(found).hex()  # a reason is a text
 
     monkeypatch.setattr(ray, "init", lambda **given: start(num_gpus=1, num_cpus=1, **given))
-    monkeypatch.setattr(cluster, "compute", assigned)
-    plan = Plan(Study(**TINY_STUDY))
-    given = engine.run(plan, Lab(store), "ray", gpu_share=0.25, memory_gb=0.1)
-    assert len(given) == len(plan.stages())
-    assert all("'GPU': 0.25" in resources for resources in given.values())
-    assert all("'memory': 100000000.0" in resources for resources in given.values())
+    monkeypatch.setattr(cluster, "compute", arrived)
+    query = {"width": 8, "clean": 20, "poisoned": 20}
+    measures = {"query": query, "query_alone": query, "path": {"points": 3}, "controls": {}}
+    plan = Plan(Study(**{**TINY_STUDY, "measures": measures}))
+    there = engine.run(plan, Lab(store), "ray", gpu_share=0.25, memory_gb=0.1)
+    assert len(there) == len(plan.stages())
+    for stage in plan.stages():
+        found = pickle.loads(bytes.fromhex(there[stage.name]))
+        pid, resources, digested, key, method = found
+        assert pid != os.getpid()
+        assert (resources["GPU"], resources["memory"]) == (0.25, 1e8)
+        assert digested == key == stage.key
+        assert (type(method), method) == (type(stage.method), stage.method)
 
 
 OWN = """
@@ -101,27 +112,6 @@ def test_an_error_of_the_code_in_a_worker_is_not_hidden(store, with_own):
     pytest.importorskip("ray")
     with pytest.raises(TypeError, match="a slip of the code"):
         engine.run(with_own("Slips"), Lab(store), "ray")
-
-
-def test_a_stage_arrives_at_a_worker_as_it_was_planned(store):
-    """What is handed on is the method itself; its key is digested anew where it runs."""
-    ray = pytest.importorskip("ray")
-    measures = {"query": {"width": 8}, "query_alone": {}, "path": {"points": 3}, "controls": {}}
-    stages = Plan(Study(**{**TINY_STUDY, "device": "cpu", "measures": measures})).stages()
-
-    def arrived(stages):
-        return [(os.getpid(), stage.key, stage.method) for stage in stages]
-
-    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-    cluster.start_ray(ray, num_cpus=1, **quiet)
-    try:
-        there = ray.get(ray.remote(arrived).remote(stages))
-    finally:
-        ray.shutdown()
-    for stage, (pid, key, method) in zip(stages, there, strict=True):
-        assert pid != os.getpid()
-        assert key == stage.key
-        assert (type(method), method) == (type(stage.method), stage.method)
 
 
 @pytest.mark.parametrize(
