@@ -54,6 +54,16 @@ def test_claims_tell_their_grade_and_what_they_rest_on(store, tiny_study):
     assert "mean 2.4, worst cell 8.1" in html
 
 
+def test_claims_that_a_study_does_not_test_are_folded_away(store, tiny_study):
+    html = written(store, tiny_study, defense="clean", p_asr=4.0)
+    judged, _, folded = html.partition("<details>")
+    assert "5. The clean model stays low under RA" in judged
+    assert "1. RA wakes every purified model" in folded
+    count = int(re.search(r"Not tested here: (\d+) claims", folded).group(1))
+    assert folded.count('<tr class="not-tested">') == count
+    assert "not-tested" not in judged.partition("</style>")[2]
+
+
 def test_figures_are_those_of_this_study_not_of_another_of_its_name(store, tiny_study, tmp_path):
     study = tiny_study.replace(notebooks=["02_retuning_attack"])
     plans = [Plan(study.replace(seeds=seeds)) for seeds in ([0], [0, 1])]
