@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_WAIT_POLICY := PASSIVE
+# One process more than cores: many tests wait for a process, a server or a page.
+TESTS = -n $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )) --dist loadfile --no-loadscope-reorder
 
 .PHONY: study test style lint coverage lab ui dashboard book setup screenshots benchmarks clean
 
@@ -9,7 +11,7 @@ study: setup  ## the demo study on embedded data, with its report
 	$(BIN)/python -m ppr_core study params/demo.yaml
 
 test: lint  ## every test, after style and types
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest $(TESTS)
 
 style: setup
 	$(BIN)/ruff check .
@@ -19,7 +21,7 @@ lint: style  ## style and types
 	$(BIN)/mypy
 
 coverage: style  ## every test, with the lines that none runs; fails below the floor
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --cov --cov-report=term
+	$(BIN)/python -m pytest $(TESTS) --cov --cov-report=term
 
 lab: setup  ## JupyterLab on 127.0.0.1, opened on notebooks/
 	$(BIN)/python -m ppr_core lab

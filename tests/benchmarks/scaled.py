@@ -1,9 +1,12 @@
-"""The README's table of real images, from the kept runs: `python -m tests.benchmarks.scaled`."""
+"""The README's table and picture of real images, from the kept runs.
+
+`python -m tests.benchmarks.scaled` prints one and draws the other.
+"""
 
 import pandas as pd
 
 from ppr_core.lab.places import ROOT
-from ppr_core.reporting import paper
+from ppr_core.reporting import paper, plots
 
 RESULTS = ROOT / "notebooks" / "results"
 ROWS = ["none", "clean", "ep", "anp", "anp_oracle", "ibau", "ft_sam", "fst", "bti"]
@@ -78,3 +81,6 @@ def table():
 
 if __name__ == "__main__":
     print(table())
+    plots.robustness_bars(pd.read_csv(RESULTS / "cifar10_scaled.csv")).savefig(
+        RESULTS / "cifar10_scaled.png", dpi=90, bbox_inches="tight"
+    )

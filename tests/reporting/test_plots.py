@@ -274,6 +274,9 @@ def test_bars_leave_out_what_failed_and_stay_beside_their_name():
         drawn = {round(bar.get_y() + bar.get_height()): bar.get_width() for bar in bars}
         assert {name: drawn[places[name]] for name in expected} == expected
     assert len(left.containers[0]) == len(right.containers[0]) - 1
+    said = [text for text in left.texts if text.get_text() == "no result"]
+    assert [text.get_position()[1] for text in said] == ["clean"], "no bar is not a bar of 0"
+    assert "no result" not in [text.get_text() for text in right.texts]
 
 
 def test_query_bars_are_the_asr_before_and_under_qra():

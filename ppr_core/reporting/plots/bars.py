@@ -95,6 +95,8 @@ def _grouped_bars(rows: pd.DataFrame, shown: Mapping[str, str], palette: list[st
         for bars in axis.containers:
             if hasattr(bars, "patches") and rows["seed"].nunique() == 1:  # whiskers else
                 axis.bar_label(bars, fmt="%.0f", padding=3, fontsize=9)
+        for name in set(rows["name"]) - set(long["name"]):  # an empty place is no bar of 0
+            axis.text(1, name, "no result", va="center", fontsize=9, color="gray")
         axis.set(title=attack, xlabel="attack success rate (%)", ylabel="", xlim=(0, 112))
         axis.set_xticks(range(0, 101, 20))
     return finished(figure, axes[0][-1])
