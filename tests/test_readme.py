@@ -129,7 +129,9 @@ def test_its_table_is_that_of_the_runs():
 
 def test_its_table_of_real_images_is_that_of_the_runs():
     assert scaled.table() in README
-    assert scaled.table() in (ROOT / "notebooks" / "results" / "README.md").read_text()
+    further = (ROOT / "notebooks" / "results" / "README.md").read_text()
+    assert scaled.table() in further
+    assert scaled.paths() in further
 
 
 def test_its_files_exist():

@@ -7,13 +7,25 @@ import pandas as pd
 
 from ppr_core.lab.places import ROOT
 from ppr_core.reporting import paper, plots
+from ppr_core.reporting.evidence import purified
 
 RESULTS = ROOT / "notebooks" / "results"
 ROWS = ["none", "clean", "ep", "anp", "anp_oracle", "ibau", "ft_sam", "fst", "bti"]
 ROWS += ["pam 0", "pam 0.9"]  # its rho: 0 is the same tuning without its step
 ORACLES = ("ep", "anp_oracle")
 POISONS = {"badnet": (20, 50), "blended": (20,)}  # of RA, beside the paper's 5 and 1
+WAYS = {
+    "distance": "distance",
+    "path_distance": "asleep over",
+    "barrier": "barrier",
+    "rc_barrier": "barrier, recalibrated",
+}
 NAMES = {"badnet": "BadNet", "blended": "Blended"}
+
+
+def read(name):
+    """Return what was kept of the study."""
+    return pd.read_csv(RESULTS / f"cifar10_scaled{name}.csv")
 
 
 def number(value):
@@ -31,6 +43,12 @@ def picked(rows, attack, name):
     label, _, rho = name.partition(" ")
     found = rows[(rows["attack"] == attack) & (rows["defense"] == label)]
     return found[found["rho"] == float(rho)] if rho else found
+
+
+def titled(name):
+    """Return a row's name as tables write it."""
+    label, _, rho = name.partition(" ")
+    return label + (f" rho {rho}" if rho else "") + " (oracle)" * (name in ORACLES)
 
 
 def theirs(attack, name):
@@ -63,24 +81,46 @@ def cells(runs, more, attack, name):
 
 def table():
     """Return the Markdown table; a cell lists its seeds."""
-    runs = pd.read_csv(RESULTS / "cifar10_scaled.csv")
-    more = pd.read_csv(RESULTS / "cifar10_scaled_poisons.csv")
+    runs, more = pd.concat([read(""), read("_seed_1")]), read("_poisons")
     heads = ["defense"]
     for attack, counts in POISONS.items():
         heads += [f"{NAMES[attack]} C-Acc", "O-ASR -> P-ASR"]
         heads += [f"{count} poisons" for count in counts] + ["the paper"]
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
     for name in ROWS:
-        label, _, rho = name.partition(" ")
-        shown = [label + (f" rho {rho}" if rho else "") + " (oracle)" * (name in ORACLES)]
+        shown = [titled(name)]
         for attack in POISONS:
             shown += cells(runs, more, attack, name)
         lines.append("| " + " | ".join(shown) + " |")
     return "\n".join(lines)
 
 
+def paths():
+    """Return the Markdown table of the paths, and what orders the models' P-ASR on them."""
+    runs = read("")
+    runs = runs[runs["barrier"].notna()]
+    heads = ["attack", "defense", *WAYS.values(), "O-ASR -> P-ASR"]
+    lines = ["| " + " | ".join(heads) + " |", "|---|---|" + "---:|" * (len(heads) - 2)]
+    for attack in POISONS:
+        here = runs[runs["attack"] == attack]
+        for name in ROWS:
+            for _, row in picked(here, attack, name).iterrows():
+                shown = [number(row[way]) for way in WAYS]
+                shown = [attack, titled(name), *shown, arrow(row["o_asr"], row["p_asr"])]
+                lines.append("| " + " | ".join(shown) + " |")
+        asleep = purified(here)
+        orders = asleep[[*WAYS]].corrwith(asleep["p_asr"], method="spearman")
+        shown = [attack, f"rank correlation with P-ASR, {len(asleep)} purified models"]
+        lines.append("| " + " | ".join([*shown, *(f"{order:.2f}" for order in orders), ""]) + " |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
-    print(table())
-    plots.robustness_bars(pd.read_csv(RESULTS / "cifar10_scaled.csv")).savefig(
-        RESULTS / "cifar10_scaled.png", dpi=90, bbox_inches="tight"
-    )
+    print(table(), paths(), sep="\n\n")
+    figures = {
+        "": plots.robustness_bars(read("")),
+        "_paths": plots.path_curves(read("_paths")),
+    }
+    for name, figure in figures.items():
+        file = RESULTS / f"cifar10_scaled{name}.png"
+        figure.savefig(file, dpi=90, bbox_inches="tight")
