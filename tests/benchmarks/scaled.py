@@ -8,6 +8,7 @@ import pandas as pd
 from ppr_core.lab.places import ROOT
 from ppr_core.reporting import paper, plots
 from ppr_core.reporting.evidence import purified
+from ppr_core.reporting.plots.base import named_rows
 
 RESULTS = ROOT / "notebooks" / "results"
 ROWS = ["none", "clean", "ep", "anp", "anp_oracle", "ibau", "ft_sam", "fst", "bti"]
@@ -117,10 +118,10 @@ def paths():
 
 if __name__ == "__main__":
     print(table(), paths(), sep="\n\n")
-    figures = {
-        "": plots.robustness_bars(read("")),
-        "_paths": plots.path_curves(read("_paths")),
-    }
+    runs, points = read(""), read("_paths")
+    known = named_rows(runs)["name"].cat.categories  # colours are those of their order
+    points["name"] = pd.Categorical(points["name"], known)
+    figures = {"": plots.robustness_bars(runs), "_paths": plots.path_curves(points)}
     for name, figure in figures.items():
         file = RESULTS / f"cifar10_scaled{name}.png"
         figure.savefig(file, dpi=90, bbox_inches="tight")
