@@ -11,9 +11,6 @@ from ppr_core.reporting.evidence import purified
 from ppr_core.reporting.plots.base import named_rows
 
 RESULTS = ROOT / "notebooks" / "results"
-ROWS = ["none", "clean", "ep", "anp", "anp_oracle", "ibau", "ft_sam", "fst", "bti"]
-ROWS += ["pam 0", "pam 0.9"]  # its rho: 0 is the same tuning without its step
-ORACLES = ("ep", "anp_oracle")
 POISONS = {"badnet": (20, 50), "blended": (20,)}  # of RA, beside the paper's 5 and 1
 WAYS = {
     "distance": "distance",
@@ -24,9 +21,9 @@ WAYS = {
 NAMES = {"badnet": "BadNet", "blended": "Blended"}
 
 
-def read(name):
-    """Return what was kept of the study."""
-    return pd.read_csv(RESULTS / f"cifar10_scaled{name}.csv")
+def read(*names):
+    """Return what was kept of the study, one table of several files."""
+    return pd.concat([pd.read_csv(RESULTS / f"cifar10_scaled{name}.csv") for name in names])
 
 
 def number(value):
@@ -39,25 +36,12 @@ def arrow(before, after):
     return number(before) + (f" -> {number(after)}" if pd.notna(after) else "")
 
 
-def picked(rows, attack, name):
-    """Return the rows of one cell."""
-    label, _, rho = name.partition(" ")
-    found = rows[(rows["attack"] == attack) & (rows["defense"] == label)]
-    return found[found["rho"] == float(rho)] if rho else found
-
-
-def titled(name):
-    """Return a row's name as tables write it."""
-    label, _, rho = name.partition(" ")
-    return label + (f" rho {rho}" if rho else "") + " (oracle)" * (name in ORACLES)
-
-
-def theirs(attack, name):
+def theirs(attack, defense, rho):
     """Return the paper's O-ASR -> P-ASR in Table 3, or in Table 1 for PAM at its rho."""
-    label, _, rho = name.partition(" ")
-    given = {"table": 1 if rho else 3, "attack": attack, "defense": label if rho != "0" else ""}
+    given = {"table": 3 if pd.isna(rho) else 1, "defense": defense if rho != 0 else ""}
     found = paper.printed()
-    for column, value in {**given, "model": "resnet18", "poison_rate": 0.05}.items():
+    given |= {"attack": attack, "model": "resnet18", "poison_rate": 0.05}
+    for column, value in given.items():
         found = found[found[column] == value]
     found = found.set_index("figure")["paper"]
     return arrow(found["o_asr"], found.get("p_asr")) if len(found) else "-"
@@ -68,47 +52,44 @@ def each(values):
     return "; ".join(values)
 
 
-def cells(runs, more, attack, name):
-    """Return a row's columns of one attack."""
-    found = picked(runs, attack, name).dropna(subset="o_asr").sort_values("seed")
+def cells(runs, more, attack):
+    """Return a defense's columns of one attack; `more` has its rows with further poisons."""
+    found = runs[runs["attack"] == attack].sort_values("seed")
     rows = [row for _, row in found.iterrows()]
     shown = [each(number(row["o_c_acc"]) for row in rows) or "not run"]
     shown.append(each(arrow(row["o_asr"], row["p_asr"]) for row in rows) or "not run")
     for count in POISONS[attack]:
-        at = picked(more[more["ra_poisons"] == count], attack, name).sort_values("seed")
+        at = more[(more["attack"] == attack) & (more["ra_poisons"] == count)].sort_values("seed")
         shown.append(each(number(value) for value in at["p_asr"]) or "-")
-    return [*shown, theirs(attack, name)]
+    return [*shown, theirs(attack, *runs[["defense", "rho"]].iloc[0])]
 
 
 def table():
     """Return the Markdown table; a cell lists its seeds."""
-    runs, more = pd.concat([read(""), read("_seed_1")]), read("_poisons")
+    runs, more = named_rows(read("", "_seed_1")), named_rows(read("_poisons"))
     heads = ["defense"]
     for attack, counts in POISONS.items():
         heads += [f"{NAMES[attack]} C-Acc", "O-ASR -> P-ASR"]
         heads += [f"{count} poisons" for count in counts] + ["the paper"]
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
-    for name in ROWS:
-        shown = [titled(name)]
+    for name, here in runs.groupby("name", observed=True):
+        shown = [name]
         for attack in POISONS:
-            shown += cells(runs, more, attack, name)
+            shown += cells(here, more[more["name"] == name], attack)
         lines.append("| " + " | ".join(shown) + " |")
     return "\n".join(lines)
 
 
 def paths():
     """Return the Markdown table of the paths, and what orders the models' P-ASR on them."""
-    runs = read("")
+    runs = named_rows(read(""))
     runs = runs[runs["barrier"].notna()]
     heads = ["attack", "defense", *WAYS.values(), "O-ASR -> P-ASR"]
     lines = ["| " + " | ".join(heads) + " |", "|---|---|" + "---:|" * (len(heads) - 2)]
-    for attack in POISONS:
-        here = runs[runs["attack"] == attack]
-        for name in ROWS:
-            for _, row in picked(here, attack, name).iterrows():
-                shown = [number(row[way]) for way in WAYS]
-                shown = [attack, titled(name), *shown, arrow(row["o_asr"], row["p_asr"])]
-                lines.append("| " + " | ".join(shown) + " |")
+    for attack, here in runs.groupby("attack"):
+        for _, row in here.iterrows():
+            shown = [attack, row["name"], *(number(row[way]) for way in WAYS)]
+            lines.append("| " + " | ".join([*shown, arrow(row["o_asr"], row["p_asr"])]) + " |")
         asleep = purified(here)
         orders = asleep[[*WAYS]].corrwith(asleep["p_asr"], method="spearman")
         shown = [attack, f"rank correlation with P-ASR, {len(asleep)} purified models"]
