@@ -1,17 +1,18 @@
 """How well an inverted trigger predicts at which number of poisons the real one wakes a model."""
 
-import math
-from typing import Any
-
 import pandas as pd
+from scipy import stats
 
 from ppr_core.config import Field, Settings, derive
 from ppr_core.lab.graph import Stage
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.reader import Reader
 from ppr_core.reactivation.cells import Bench, Setting
-from ppr_core.reactivation.figures import wake_count
+from ppr_core.reactivation.figures import started, wake_count
 from ppr_core.reactivation.scan import Scan
+from ppr_core.reactivation.verdicts import Limits
+
+LEVEL = 0.05  # of the test that a correlation is none
 
 
 class Correlation(Settings):
@@ -20,15 +21,17 @@ class Correlation(Settings):
     search: str = Field(description="BTI-DBF or Neural Cleanse")
     models: int = Field(ge=0, description="purified models that both counts are known of")
     rho: float | None = Field(None, description="Spearman's; none: too few, or all counts alike")
+    p: float | None = Field(None, description="of as high a correlation, or a higher, by chance")
     study: str = Field("", description="over whose models it was taken")
 
     def __str__(self) -> str:
-        if self.rho is None:
+        if self.rho is None or self.p is None:
             return f"{self.search}: no correlation over {self.models} models: too few, or all alike"
-        kind = "predicts" if self.rho >= 0.5 else "does not predict"
+        kind = "goes with" if self.p < LEVEL else "is not shown to go with"
         return (
             f"{self.search}: the stand-in's wake count {kind} the real trigger's over "
-            f"{self.models} purified models (Spearman {self.rho:.2f}, study {self.study})"
+            f"{self.models} purified models (Spearman {self.rho:.2f}, one-sided p {self.p:.2f}, "
+            f"study {self.study})"
         )
 
 
@@ -45,55 +48,71 @@ def told() -> list[str]:
     ]
 
 
-def wake_counts(plan: Plan, lab: Reader, scan: Scan) -> pd.DataFrame:
-    """Return both wake counts of every purified model that a store holds.
+def models(plan: Plan, lab: Reader) -> list[Stage]:
+    """Return the purified models of a study that a store holds, those of oracles left out."""
+    cells = (
+        cell for seed in plan.study.seeds for a in plan.attacks for cell in plan.rivals(a, seed)
+    )
+    return [stage for stage in map(plan.purified, cells) if lab.cached(stage)]
+
+
+def wake_counts(stage: Stage, lab: Reader, scan: Scan) -> pd.DataFrame:
+    """Return both wake counts of a purified model.
 
     The scan sees what a defender holds; the real trigger is retuned as the battery does.
 
     Args:
-        plan: the study whose purified models are taken, those of oracles left out.
-        lab: reads them.
+        stage: the model's.
+        lab: reads it.
         scan: its searches, counts and thresholds.
 
     Returns:
-        One row a model and search: attack, defense, seed, search, label, found (whether the label
-        is the target), stand_in, real.
+        One row a search: model, seed, o_asr (the real trigger's before any retuning), search,
+        label, found (whether the label is the target), stand_in, real.
     """
-    rows: list[dict[str, Any]] = []
-    cells = [
-        cell for seed in plan.study.seeds for a in plan.attacks for cell in plan.rivals(a, seed)
-    ]
-    for cell in cells:
-        stage = plan.purified(cell)
-        if not lab.cached(stage):
-            continue
-        about = {"attack": cell.attack, "defense": cell.defense, "seed": cell.seed}
-        target = lab.trigger(stage).target
-        real = _real(lab, stage, scan)
-        model, held = lab.model(stage), plan.setting.held(cell.seed).tune
-        rng = derive(cell.seed, "scan")
-        tune, judged = scan.split(held, rng)
-        for guess in scan.guesses(model, tune, rng=rng)[0]:
-            own = scan.stand_in(model, guess, tune, judged, rng=rng)
-            found = {"label": guess.label, "found": guess.label == target}
-            counts = {"stand_in": own.wake_count, "real": real}
-            rows.append({**about, "search": guess.name, **found, **counts})
+    cell, rows = stage.cell, []
+    rng = derive(cell.seed, "scan")
+    model, target = lab.model(stage), lab.trigger(stage).target
+    tune, judged = scan.split(stage.setting.held(cell.seed).tune, rng)
+    o_asr, real = _real(lab, stage, scan)
+    for guess in scan.guesses(model, tune, rng=rng)[0]:
+        own = scan.stand_in(model, guess, tune, judged, rng=rng)
+        rows.append(
+            {
+                "model": cell.label,
+                "seed": cell.seed,
+                "o_asr": o_asr,
+                "search": guess.name,
+                "label": guess.label,
+                "found": guess.label == target,
+                "stand_in": own.wake_count,
+                "real": real,
+            }
+        )
     return pd.DataFrame(rows)
 
 
-def correlations(rows: pd.DataFrame, study: str = "") -> list[Correlation]:
-    """Return Spearman's correlation of both counts, search by search; inf ranks highest."""
+def correlations(
+    rows: pd.DataFrame, study: str = "", limits: Limits | None = None
+) -> list[Correlation]:
+    """Return Spearman's correlation of both counts, search by search; inf ranks highest.
+
+    Models that the defense has not purified are left out: nothing sleeps there, so both counts
+    are 0 whatever a search is worth.
+    """
     found = []
-    for search, group in rows.groupby("search", sort=False) if len(rows) else ():
-        ranks = group[["stand_in", "real"]].rank()
-        rho = float(ranks["stand_in"].corr(ranks["real"])) if len(ranks) > 2 else math.nan
-        known = {} if math.isnan(rho) else {"rho": rho}
+    slept = rows[rows["o_asr"] <= (limits or Limits()).purified] if len(rows) else rows
+    for search, group in slept.groupby("search", sort=False) if len(slept) else ():
+        counts, known = group[["stand_in", "real"]], {}
+        if len(group) > 2 and counts.nunique().min() > 1:
+            test = stats.spearmanr(counts, alternative="greater")
+            known = {"rho": float(test.statistic), "p": float(test.pvalue)}
         found.append(Correlation(search=str(search), models=len(group), study=study, **known))
     return found
 
 
-def _real(lab: Reader, stage: Stage, scan: Scan) -> float:
-    """Return the wake count of the real trigger, with RA of the study's own share of images."""
+def _real(lab: Reader, stage: Stage, scan: Scan) -> tuple[float, float]:
+    """Return O-ASR and wake count of the real trigger, with RA of the study's share of images."""
     images, battery = stage.setting.images, scan.battery
     retuning = battery.retuning.replace(share=stage.setting.study.retuning.get("share", 0.02))
     battery = battery.replace(retuning=retuning)
@@ -113,4 +132,4 @@ def _real(lab: Reader, stage: Stage, scan: Scan) -> float:
     for count in battery.counts:
         for draw in range(battery.draws) if count <= most else ():
             cells += bench.run(model, "count", Setting(poisons=count, draw=draw), epochs)
-    return wake_count(cells, battery.limits.woken)
+    return started(cells).p_asr or 0.0, wake_count(cells, battery.limits.woken)

@@ -125,12 +125,13 @@ def test_both_wake_counts_over_a_stores_purified_models(store):
     study = Study(**{**TINY_STUDY, "defenses": {"ft": TINY_STUDY["defenses"]["ft"]}})
     plan, lab = Plan(study), Lab(store)
     assert not engine.run(plan, lab)
-    rows = stand_in.wake_counts(plan, lab, Scan(**SCAN))
+    [stage] = stand_in.models(plan, lab)
+    rows = stand_in.wake_counts(stage, lab, Scan(**SCAN))
     assert set(rows["search"]) == {"BTI-DBF", "Neural Cleanse"}
-    assert list(rows["defense"]) == ["ft", "ft"]
+    assert list(rows["model"]) == [stage.cell.label] * 2
     assert rows["real"].notna().all() and rows["real"].nunique() == 1
-    assert [found.rho for found in stand_in.correlations(rows)] == [None, None]
-    assert "no correlation over 1 models" in str(stand_in.correlations(rows)[0])
+    least = stand_in.Limits(purified=100)
+    assert "no correlation over 1 models" in str(stand_in.correlations(rows, "", least)[0])
 
 
 SCAN = {
@@ -151,12 +152,16 @@ def test_the_correlation_by_hand():
             "search": ["BTI-DBF"] * 4 + ["Neural Cleanse"] * 4,
             "stand_in": [1.0, 2.0, 5.0, float("inf"), 10.0, 5.0, 2.0, 1.0],
             "real": [1.0, 5.0, 2.0, float("inf"), 1.0, 2.0, 5.0, 10.0],
+            "o_asr": 3.0,
         }
     )
     first, second = stand_in.correlations(rows, "made up")
     assert first.rho == pytest.approx(0.8)  # 1 - 6 * 2 / (4 * 15)
     assert second.rho == pytest.approx(-1)
-    assert "predicts" in str(first) and "does not predict" in str(second)
+    assert (first.p, second.p) == (pytest.approx(0.1, abs=1e-3), pytest.approx(1))
+    assert "is not shown to go with" in str(first) and "(Spearman -1.00" in str(second)
+    rows.loc[rows["stand_in"] == float("inf"), "o_asr"] = 99.0  # not purified: left out
+    assert stand_in.correlations(rows)[0].models == 3
     assert "has not been measured" in stand_in.told()[0]
 
 
