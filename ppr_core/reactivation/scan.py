@@ -1,7 +1,7 @@
 """A model alone, with clean images: which trigger may it know, and does that one wake it?"""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from ppr_core.reactivation.battery import Battery
 from ppr_core.reactivation.cells import Bench, Cell, Setting
 from ppr_core.reactivation.figures import by_count, started, wake_count
 from ppr_core.reactivation.retuning import Retuning
+
+Search = Literal["BTI-DBF", "Neural Cleanse"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class StandIn:
 
 
 class Scan(Settings):
-    """Invert the trigger of a model in two ways, and retune the model on what was found.
+    """Invert the trigger of a model in up to two ways, and retune it on what was found.
 
     Neither tells a backdoor from a class that is easily reached: on a clean model, too, some class
     has the most votes and the smallest patch.
@@ -78,6 +80,9 @@ class Scan(Settings):
         "this project; inversions of Xu et al. 2024 (BTI-DBF) and Wang et al. 2019 (Neural Cleanse)"
     )
 
+    searches: list[Search] = Field(
+        ["BTI-DBF", "Neural Cleanse"], min_length=1, description="ways to invert a trigger"
+    )
     inversion: Inversion = Field(Inversion(), description="BTI-DBF's search")
     cleanse: Cleanse = Field(Cleanse(fallback=True), description="Neural Cleanse's search")
     battery: Battery = Field(
@@ -111,17 +116,18 @@ class Scan(Settings):
     def guesses(
         self, model: nn.Module, data: ImageSet, *, rng: torch.Generator
     ) -> tuple[list[Guess], dict[str, str]]:
-        """Search in both ways.
+        """Search in each way.
 
         Returns:
             What was found, and why a search could not be made, by its name.
         """
         found, left_out = [], {}
-        searches: dict[str, TriggerSource] = {
+        sources: dict[Search, TriggerSource] = {
             "BTI-DBF": self.inversion,
             "Neural Cleanse": self.cleanse,
         }
-        for name, source in searches.items():
+        for name in self.searches:
+            source = sources[name]
             try:
                 need_all(model, source.needs, name)
                 source.check(model, data)

@@ -28,9 +28,11 @@ def main(file, out, scan="{}", *pairs):
     search = Scan.labelled("scan", yaml.safe_load(scan))
     for stage in stand_in.models(plan, lab):
         done = pd.read_csv(out) if out.exists() else pd.DataFrame(columns=["model", "seed"])
-        if ((done["model"] == stage.cell.label) & (done["seed"] == stage.cell.seed)).any():
+        done = done[(done["model"] == stage.cell.label) & (done["seed"] == stage.cell.seed)]
+        missing = [name for name in search.searches if name not in list(done.get("search", []))]
+        if not missing:
             continue
-        rows = stand_in.wake_counts(stage, lab, search)
+        rows = stand_in.wake_counts(stage, lab, search.replace(searches=missing))
         print(rows.to_string(header=False), flush=True)
         rows.to_csv(out, mode="a", header=not out.exists(), index=False)
     for found in stand_in.correlations(pd.read_csv(out), plan.study.name):

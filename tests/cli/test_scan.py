@@ -118,6 +118,9 @@ def test_a_search_that_a_model_cannot_serve_is_left_out(rng):
     found, left_out = Scan(cleanse=settings).guesses(model, tiny_set(16, size=32), rng=rng)
     assert [guess.name for guess in found] == ["Neural Cleanse"]
     assert "expected a model with features and head" in left_out["BTI-DBF"]
+    alone = Scan(cleanse=settings, searches=["Neural Cleanse"])
+    assert len(alone.guesses(model, tiny_set(16, size=32), rng=rng)[0]) == 1
+    assert alone.guesses(model, tiny_set(16, size=32), rng=rng)[1] == {}  # not asked for
 
 
 def test_both_wake_counts_over_a_stores_purified_models(store):
