@@ -121,7 +121,7 @@ class Scan(Settings):
         Returns:
             What was found, and why a search could not be made, by its name.
         """
-        found, left_out = [], {}
+        found, left_out = [], dict[str, str]()
         sources: dict[Search, TriggerSource] = {
             "BTI-DBF": self.inversion,
             "Neural Cleanse": self.cleanse,

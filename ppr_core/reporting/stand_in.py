@@ -50,10 +50,14 @@ def told() -> list[str]:
 
 def models(plan: Plan, lab: Reader) -> list[Stage]:
     """Return the purified models of a study that a store holds, those of oracles left out."""
-    cells = (
-        cell for seed in plan.study.seeds for a in plan.attacks for cell in plan.rivals(a, seed)
-    )
-    return [stage for stage in map(plan.purified, cells) if lab.cached(stage)]
+    return [
+        stage
+        for stage in plan.stages()
+        if stage.kind == "purified"
+        and stage.cell.attacked
+        and not stage.method.oracle
+        and lab.cached(stage)
+    ]
 
 
 def wake_counts(stage: Stage, lab: Reader, scan: Scan) -> pd.DataFrame:
