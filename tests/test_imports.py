@@ -31,6 +31,7 @@ CORE = [
     "reactivation",
     "connectivity",
     "existence",
+    "separation",
 ]
 LAB = [
     "lab.places",

@@ -95,6 +95,12 @@ class Reader:
             self._stamped[victim.key] = stamped
         return stamped
 
+    def outside_target(self, stage: Stage) -> tuple[Tensor, Tensor]:
+        """Return the test images outside the target class, and the same with the trigger."""
+        trigger = self.trigger(stage)
+        test = trigger.attack.stampable(stage.setting.images.test, state=trigger.state)
+        return test.images[test.labels != trigger.target], self.stamped_test(stage).images
+
     def training_set(self, stage: Stage) -> ImageSet:
         """Return the training images that a stage's models come from, with their given labels.
 

@@ -78,8 +78,10 @@ def paths(rows: pd.DataFrame) -> Styler:
         "distance": "L2 distance",
         "path_distance": "of it, asleep",
     }
-    if "existence" in rows and rows["existence"].notna().any():
-        heads["existence"] = "existence"
+    further = {"existence": "existence", "separation_features": "separation, last layer back"}
+    heads |= {
+        name: head for name, head in further.items() if name in rows and any(rows[name].notna())
+    }
     return plain(rows.assign(name=rows.apply(results.label, axis=1)), heads)
 
 

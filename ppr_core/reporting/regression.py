@@ -13,6 +13,7 @@ from ppr_core.reporting.evidence import CONFIDENCE, SETTING, at_paper_rho, purif
 from ppr_core.reporting.rules import threshold
 
 HELD = ("distance", "barrier")  # what a further figure has to explain more than
+FURTHER = ("existence", "separation_features")
 SAME = threshold("same")  # R2 of a further figure by those, from which it is none of its own
 PREDICTORS = ("distance", "path_distance", "barrier", "t_star")
 # Batch-norm statistics along the path -> how the columns of its figures begin.
@@ -77,7 +78,7 @@ def by_oracle(rows: pd.DataFrame) -> pd.Series:
     return (rows["defense"] == EXACT) | known
 
 
-def beyond(rows: pd.DataFrame, name: str = "existence") -> pd.DataFrame:
+def beyond(rows: pd.DataFrame, name: str = FURTHER[0]) -> pd.DataFrame:
     """Regress P-ASR on distance and barrier, and on a further figure beside them, one row a fit.
 
     Each victim has a level of its own (fixed effects): models are set beside those that other
@@ -110,9 +111,10 @@ def beyond(rows: pd.DataFrame, name: str = "existence") -> pd.DataFrame:
     return pd.DataFrame(found, columns=BEYOND)
 
 
-def sentences(rows: pd.DataFrame, name: str = "existence") -> list[str]:
-    """Say what a figure explains of P-ASR beyond distance and barrier; none where it lacks."""
-    return [_said(fit) for _, fit in beyond(rows, name).iterrows()]
+def sentences(rows: pd.DataFrame) -> list[str]:
+    """Say what each further figure that is there explains of P-ASR beyond distance and barrier."""
+    known = (name for name in FURTHER if name in rows)
+    return [_said(fit) for name in known for _, fit in beyond(rows, name).iterrows()]
 
 
 def asleep(rows: pd.DataFrame) -> list[str]:

@@ -1,16 +1,28 @@
-"""Where a purified model has moved: its L2 distance from the backdoored one, by part.
+"""Where a purified model has moved, and which part of it keeps the backdoor asleep.
 
-python -m tests.benchmarks.distances FILE: over the models of a study that the store holds.
+python -m tests.benchmarks.distances FILE [NAME=VALUE ...]: for every purified model of a study that
+the store holds, its L2 distance from the backdoored model by part (a child module), and what the
+model does with that part put back to the backdoored model's: ASR, the share of clean images of
+other classes that follow, too, and how well the target's margin tells triggered from clean images
+(AUC; 50: not at all). An ASR alone would not do: a head put back on features that are no longer its
+own may send anything to the target.
 """
 
+import copy
 import sys
 from collections import Counter
-from pathlib import Path
 
+import torch
+
+from ppr_core.cli.study import read
 from ppr_core.lab.desk import Lab
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import Store
 from ppr_core.lab.study import Study
+from ppr_core.metrics import logits
+from ppr_core.runtime import pick_device, set_threads
+
+IMAGES = 2000  # of each kind behind a figure
 
 
 def by_part(start, end):
@@ -21,15 +33,49 @@ def by_part(start, end):
     return {part: total**0.5 for part, total in squares.items()}
 
 
-def main(file="params/demo.yaml"):
-    """Print a line a model."""
-    plan, lab = Plan(Study.load(Path(file))), Lab(Store())
+def put_back(part, start, end):
+    """Return the model at the path's end with one part, statistics included, as at its start."""
+    mixed = copy.deepcopy(end)
+    mixed.get_submodule(part).load_state_dict(start.get_submodule(part).state_dict())
+    return mixed
+
+
+def margins(model, images, target):
+    """Return by how much the target's logit lies above the best other one (N,)."""
+    scores = logits(model, images)
+    own = scores[:, target].clone()
+    scores[:, target] = -torch.inf
+    return own - scores.amax(1)
+
+
+def auc(low, high):
+    """Return the probability, in percent, that one of `high` lies above one of `low`."""
+    order = torch.cat([low, high]).argsort().argsort().double() + 1
+    above = order[len(low) :].sum() - len(high) * (len(high) + 1) / 2
+    return 100 * float(above) / (len(low) * len(high))
+
+
+def told(model, clean, stamped, target):
+    """Say what a model does with triggered images, and with clean ones of other classes."""
+    plain, triggered = (margins(model, images, target) for images in (clean, stamped))
+    asr, followed = (100 * float((some > 0).double().mean()) for some in (triggered, plain))
+    return f"ASR {asr:.1f}, clean {followed:.1f}, AUC {auc(plain, triggered):.1f}"
+
+
+def main(file="params/demo.yaml", *pairs):
+    """Print a line a model, and one a part of it."""
+    set_threads(pick_device("auto"))
+    plan, lab = Plan(Study(**read(file, list(pairs)))), Lab(Store())
     for stage in plan.stages():
-        if stage.kind != "purified" or not lab.cached(stage):
+        if stage.kind != "purified" or not stage.cell.attacked or not lab.cached(stage):
             continue
-        apart = by_part(*lab.ends(plan.backdoored(stage.cell), stage))
-        parts = ", ".join(f"{part} {far:.2f}" for part, far in apart.items())
-        print(f"{stage.name}: {parts}")
+        start, end = lab.ends(plan.backdoored(stage.cell), stage)
+        target, test = lab.trigger(stage).target, stage.setting.images.test.spread(IMAGES)
+        pictures = test.images[test.labels != target], lab.stamped_test(stage).spread(IMAGES).images
+        print(f"{stage.name}: {told(end, *pictures, target)}")
+        for part, far in by_part(start, end).items():
+            mixed = told(put_back(part, start, end), *pictures, target)
+            print(f"  {part}, {far:.2f} away, put back: {mixed}")
 
 
 if __name__ == "__main__":

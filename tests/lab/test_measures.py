@@ -22,6 +22,7 @@ from ppr_core.reactivation.perturbation import within
 from ppr_core.reactivation.query import generator_of
 from ppr_core.reporting import comparison, results
 from ppr_core.runtime import autocast
+from ppr_core.separation import separation
 from tests.conftest import TINY_STUDY
 
 SMALL = {"images": 10, "schedule": {"steps": 2}}
@@ -62,6 +63,7 @@ STUDY = {
         "aligned_path": {},
         "curve": {"schedule": {"epochs": 1}},
         "existence": {"images": 40},
+        "separation": {},
         "flagged": {},
         "clean_model": {},
         "battery": BATTERY,
@@ -89,7 +91,7 @@ def test_every_measure_of_a_study(measured):
     rows = results.cells(plan, store)
     here = rows[rows["attack"] == "badnet"].set_index("defense")
     for measure, cls in MEASURES.items():
-        of_purified = ("path", "aligned_path", "curve", "battery", "existence")
+        of_purified = ("path", "aligned_path", "curve", "battery", "existence", "separation")
         purified = measure in of_purified or cls.__mro__[1] is Query or cls is Query
         who = ["ft", "fst", "ep"] if purified else ["clean", "ft", "fst", "ep"]
         who = ["clean"] if measure == "query_self" else who
@@ -117,6 +119,18 @@ def test_every_measure_of_a_study(measured):
         ("ft", "fst"),
         ("fst", "ft"),
     }, "oracles neither lend nor borrow a perturbation"
+
+
+def test_separation_puts_the_backdoored_models_last_layer_back(measured):
+    plan, store = measured
+    lab, stage = Lab(store), plan.taken("separation", Cell("badnet", "fst", 0))
+    purified, victim = lab.model(stage.parents[0]), lab.model(stage.parents[1])
+    clean, stamped = lab.outside_target(stage)
+    target, found = lab.trigger(stage).target, lab.result(stage).metrics
+    assert found["separation"] == pytest.approx(separation(purified, clean, stamped, target))
+    purified.linear.load_state_dict(victim.linear.state_dict())
+    assert found["features"] == pytest.approx(separation(purified, clean, stamped, target))
+    assert found["features"] != found["separation"]
 
 
 def test_existence_goes_from_the_clean_models_to_the_backdoored_one(measured):

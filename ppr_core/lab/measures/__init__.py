@@ -16,6 +16,7 @@ from ppr_core.lab.measures.query_alone import QueryAlone
 from ppr_core.lab.measures.query_ep import QueryEp
 from ppr_core.lab.measures.query_self import QuerySelf
 from ppr_core.lab.measures.retuning import Retuning
+from ppr_core.lab.measures.separation import Separation
 from ppr_core.lab.measures.transfer import Transfer
 from ppr_core.lab.measures.triggers import Triggers
 
@@ -37,6 +38,7 @@ MEASURES: dict[str, type[Measure]] = {
     "curve": Curve,
     "flagged": Flagged,
     "existence": Existence,
+    "separation": Separation,
     "clean_model": CleanModel,
     "battery": Battery,
 }

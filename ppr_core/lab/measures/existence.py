@@ -105,12 +105,10 @@ class Existence(Measure, existence.Existence):
 
     def _images(self, lab: Reader, stage: Stage) -> tuple[Tensor, Tensor]:
         """Return test images outside the target class and the same with the trigger, shuffled."""
-        trigger, stamped = lab.trigger(stage), lab.stamped_test(stage)
-        test = trigger.attack.stampable(stage.setting.images.test, state=trigger.state)
-        clean = test.images[test.labels != trigger.target]
+        clean, stamped = lab.outside_target(stage)
         rng = derive(stage.cell.seed, "existence")  # the same images for every defense
         order = torch.randperm(len(clean), generator=rng).to(clean.device)
-        return clean[order], stamped.images[order]
+        return clean[order], stamped[order]
 
     def _similar(
         self, lab: Reader, images: tuple[Tensor, Tensor], victim: Stage, *stages: Stage
