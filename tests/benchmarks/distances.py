@@ -3,26 +3,21 @@
 python -m tests.benchmarks.distances FILE [NAME=VALUE ...]: for every purified model of a study that
 the store holds, its L2 distance from the backdoored model by part (a child module), and what the
 model does with that part put back to the backdoored model's: ASR, the share of clean images of
-other classes that follow, too, and how well the target's margin tells triggered from clean images
-(AUC; 50: not at all). An ASR alone would not do: a head put back on features that are no longer its
-own may send anything to the target.
+other classes that follow, too, and `separation`. An ASR alone would not do: a last layer put back
+on features that are no longer its own may send anything to the target.
 """
 
 import copy
 import sys
 from collections import Counter
 
-import torch
-
 from ppr_core.cli.study import read
 from ppr_core.lab.desk import Lab
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.store import Store
 from ppr_core.lab.study import Study
-from ppr_core.metrics import logits
 from ppr_core.runtime import pick_device, set_threads
-
-IMAGES = 2000  # of each kind behind a figure
+from ppr_core.separation import margins, separation
 
 
 def by_part(start, end):
@@ -40,26 +35,11 @@ def put_back(part, start, end):
     return mixed
 
 
-def margins(model, images, target):
-    """Return by how much the target's logit lies above the best other one (N,)."""
-    scores = logits(model, images)
-    own = scores[:, target].clone()
-    scores[:, target] = -torch.inf
-    return own - scores.amax(1)
-
-
-def auc(low, high):
-    """Return the probability, in percent, that one of `high` lies above one of `low`."""
-    order = torch.cat([low, high]).argsort().argsort().double() + 1
-    above = order[len(low) :].sum() - len(high) * (len(high) + 1) / 2
-    return 100 * float(above) / (len(low) * len(high))
-
-
 def told(model, clean, stamped, target):
     """Say what a model does with triggered images, and with clean ones of other classes."""
-    plain, triggered = (margins(model, images, target) for images in (clean, stamped))
-    asr, followed = (100 * float((some > 0).double().mean()) for some in (triggered, plain))
-    return f"ASR {asr:.1f}, clean {followed:.1f}, AUC {auc(plain, triggered):.1f}"
+    share = [100 * float((margins(model, x, target) > 0).float().mean()) for x in (stamped, clean)]
+    apart = separation(model, clean, stamped, target)
+    return f"ASR {share[0]:.1f}, clean {share[1]:.1f}, separation {apart:.1f}"
 
 
 def main(file="params/demo.yaml", *pairs):
@@ -70,8 +50,7 @@ def main(file="params/demo.yaml", *pairs):
         if stage.kind != "purified" or not stage.cell.attacked or not lab.cached(stage):
             continue
         start, end = lab.ends(plan.backdoored(stage.cell), stage)
-        target, test = lab.trigger(stage).target, stage.setting.images.test.spread(IMAGES)
-        pictures = test.images[test.labels != target], lab.stamped_test(stage).spread(IMAGES).images
+        target, pictures = lab.trigger(stage).target, lab.outside_target(stage)
         print(f"{stage.name}: {told(end, *pictures, target)}")
         for part, far in by_part(start, end).items():
             mixed = told(put_back(part, start, end), *pictures, target)

@@ -40,7 +40,8 @@ BATTERY = {
     "limits": {"purified": 101.0, "awake": 101.0, "fall": 101.0, "spared": 101.0},
 }
 # None where ASR never falls asleep, and where no count or epoch that was tried wakes a model.
-OPEN = ("t_star", "wake_count", "clean_wake_count", "recovery")
+# The last layer of a clean model is its own.
+OPEN = ("t_star", "wake_count", "clean_wake_count", "recovery", "separation_features")
 STUDY = {
     **TINY_STUDY,
     "defenses": {**TINY_STUDY["defenses"], "fst": {"schedule": {"epochs": 1}}},
@@ -91,7 +92,7 @@ def test_every_measure_of_a_study(measured):
     rows = results.cells(plan, store)
     here = rows[rows["attack"] == "badnet"].set_index("defense")
     for measure, cls in MEASURES.items():
-        of_purified = ("path", "aligned_path", "curve", "battery", "existence", "separation")
+        of_purified = ("path", "aligned_path", "curve", "battery", "existence")
         purified = measure in of_purified or cls.__mro__[1] is Query or cls is Query
         who = ["ft", "fst", "ep"] if purified else ["clean", "ft", "fst", "ep"]
         who = ["clean"] if measure == "query_self" else who
@@ -131,6 +132,8 @@ def test_separation_puts_the_backdoored_models_last_layer_back(measured):
     purified.linear.load_state_dict(victim.linear.state_dict())
     assert found["features"] == pytest.approx(separation(purified, clean, stamped, target))
     assert found["features"] != found["separation"]
+    clean = lab.result(plan.taken("separation", Cell("badnet", "clean", 0)))
+    assert "separation" in clean.metrics and "features" not in clean.metrics
 
 
 def test_existence_goes_from_the_clean_models_to_the_backdoored_one(measured):

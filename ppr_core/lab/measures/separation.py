@@ -2,8 +2,7 @@
 
 from typing import ClassVar
 
-from ppr_core.lab.chains import Chains
-from ppr_core.lab.graph import CLEAN, Cell, Stage
+from ppr_core.lab.graph import CLEAN, Stage
 from ppr_core.lab.measures.base import Column, Measure
 from ppr_core.lab.reader import Reader
 from ppr_core.method import Result
@@ -16,7 +15,8 @@ class Separation(Measure):
 
     Once as the model stands, and once with the backdoored model's last layer put back: where the
     second is near 100 and ASR is not, the features are as they were, and the last layer alone keeps
-    the backdoor asleep. No weight is trained, so that it is no attack; it needs the trigger.
+    the backdoor asleep. The clean model is the control: what the trigger does to a network that
+    never learnt it. No weight is trained, so that it is no attack; it needs the trigger.
     """
 
     source: ClassVar[str] = "this project"
@@ -27,17 +27,13 @@ class Separation(Measure):
         Column("separation_features", "features", "separation, last layer back", "% AUC", "lower"),
     )
 
-    def takes(self, chains: Chains, cell: Cell) -> bool:
-        """Say whether a cell has a purified model."""
-        return super().takes(chains, cell) and cell.defense != CLEAN
-
     def measure(self, lab: Reader, stage: Stage) -> Result:
-        """Return both figures; the second where the architecture names its last layer."""
+        """Return both figures; the second of purified models that name their last layer."""
         model, victim = lab.ends(*stage.parents[:2])
         target = lab.trigger(stage).target
         images = lab.outside_target(stage)
         metrics = {"separation": separation(model, *images, target)}
-        if NEEDS["linear"].met(model):
+        if stage.cell.defense != CLEAN and NEEDS["linear"].met(model):
             mixed = with_last_layer(model, victim)
             metrics["features"] = separation(mixed, *images, target)
         return Result(metrics=metrics)
