@@ -78,7 +78,7 @@ def paths(rows: pd.DataFrame) -> Styler:
         "distance": "L2 distance",
         "path_distance": "of it, asleep",
     }
-    further = {"existence": "existence", "separation_features": "separation, last layer back"}
+    further = {"existence": "existence", "separation_features": "separation of features"}
     heads |= {
         name: head for name, head in further.items() if name in rows and any(rows[name].notna())
     }
