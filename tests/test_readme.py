@@ -17,7 +17,7 @@ from ppr_core.lab.places import ROOT
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.study import Study
 from ppr_core.reporting import results
-from tests.benchmarks import scaled
+from tests.benchmarks import scaled, separation
 from tests.browser import screenshots
 from tests.conftest import TINY_STUDY
 
@@ -130,6 +130,8 @@ def test_its_tables_are_those_of_the_runs():
     assert results.markdown_table(rows) in further
     assert scaled.table() in README
     assert scaled.paths() in further
+    assert separation.table() in further
+    assert separation.ranks() in further
 
 
 def test_its_files_exist():
