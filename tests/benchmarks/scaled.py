@@ -66,7 +66,7 @@ def cells(runs, more, attack):
 
 def table():
     """Return the Markdown table; a cell lists its seeds."""
-    runs, more = named_rows(read("", "_seed_1")), named_rows(read("_poisons"))
+    runs, more = named_rows(read("", "_seeds")), named_rows(read("_poisons"))
     heads = ["defense"]
     for attack, counts in POISONS.items():
         heads += [f"{NAMES[attack]} C-Acc", "O-ASR -> P-ASR"]
