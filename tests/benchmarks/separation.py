@@ -1,11 +1,14 @@
-"""Where the backdoor sleeps: the table of `separation.csv`, printed by this module."""
+"""Where the backdoor sleeps: tables and picture of `separation.csv`.
+
+`python -m tests.benchmarks.separation` prints the ones and draws the other.
+"""
 
 import pandas as pd
 
 from ppr_core.lab.graph import CLEAN, NO_DEFENSE
 from ppr_core.reporting.evidence import purified
-from ppr_core.reporting.plots.base import named_rows
-from tests.benchmarks.scaled import RESULTS, arrow, each, number
+from ppr_core.reporting.plots.base import look_of, named_rows, new_figure
+from tests.benchmarks.scaled import NAMES, RESULTS, arrow, each, number
 
 FIGURES = {
     "separation": "as it stands",
@@ -49,5 +52,32 @@ def ranks():
     return "\n".join(lines)
 
 
+def picture():
+    """Draw an arrow a purified model, from its separation as it stands to that of its features."""
+    rows = read()
+    rows = rows[rows["defense"] != CLEAN]
+    groups = list(purified(rows).groupby(["dataset", "attack"]))
+    figure, axes = new_figure(4.2 * len(groups), 4, ncols=len(groups), sharex=True, sharey=True)
+    look = look_of(rows["name"])
+    for axis, ((data, attack), here) in zip(axes[0], groups, strict=True):
+        for name, some in here.groupby("name", observed=True):
+            ends = some["separation"], some["separation_features"], some["p_asr"]
+            colour, marker = look["palette"][name], look["markers"][name]
+            axis.hlines(ends[2], *ends[:2], color=colour, alpha=0.5)
+            axis.scatter(ends[1], ends[2], color=colour, marker=marker, s=80, label=name, zorder=3)
+            axis.scatter(ends[0], ends[2], color=colour, s=12)
+        axis.axvline(50, color="grey", linestyle=":")
+        axis.set(title=f"{STUDIES[data]}, {NAMES[attack]}", xlabel="separation, %", ylim=(-4, 104))
+    axes[0][0].set_ylabel("P-ASR, %")
+    shown = {}
+    for axis in axes[0]:
+        shown |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
+    beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "frameon": False}
+    axes[0][-1].legend(shown.values(), shown, **beside)
+    figure.tight_layout()
+    return figure
+
+
 if __name__ == "__main__":
     print(table(), ranks(), sep="\n\n")
+    picture().savefig(RESULTS / "separation.png", dpi=90, bbox_inches="tight")

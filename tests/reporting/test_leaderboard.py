@@ -193,9 +193,15 @@ def test_what_is_kept_reads_and_the_folder_says_what_is_there():
     folder = ROOT / "notebooks" / "results" / "leaderboard"
     kept = [(path, submissions.read(path)) for path in sorted(folder.glob("*.json"))]
     words = (folder / "README.md").read_text()
-    _, *told = re.findall(r"^\| (\w+) \| (\w+) \| ([\w ]+) \|", words, re.MULTILINE)
+    told = re.findall(r"^\| (\w+) \| (\w+) \| ([\w ]+) \| ([\d.-]+) \|", words, re.MULTILINE)
     assert all(path.name == one.file for path, one in kept)
-    assert {(one.defense, one.attack, one.verdict.word) for _, one in kept} == set(told)
+    worst = [leaderboard.row(one)["worst"] for _, one in kept]
+    shown = ["-" if value is None else f"{value:.1f}" for value in worst]
+    found = {
+        (one.defense, one.attack, one.verdict.word, value)
+        for (_, one), value in zip(kept, shown, strict=True)
+    }
+    assert found == set(told)
     standings = [standing for _, standing in leaderboard.admitted(folder)]
     assert ("older" in standings) == ("an older battery" in words), "it says what is not of today"
 
