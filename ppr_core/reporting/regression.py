@@ -78,7 +78,7 @@ def by_oracle(rows: pd.DataFrame) -> pd.Series:
     return (rows["defense"] == EXACT) | known
 
 
-def beyond(rows: pd.DataFrame, name: str = FURTHER[0]) -> pd.DataFrame:
+def beyond(rows: pd.DataFrame, name: str = FURTHER[0], held: Sequence[str] = HELD) -> pd.DataFrame:
     """Regress P-ASR on distance and barrier, and on a further figure beside them, one row a fit.
 
     Each victim has a level of its own (fixed effects): models are set beside those that other
@@ -91,22 +91,23 @@ def beyond(rows: pd.DataFrame, name: str = FURTHER[0]) -> pd.DataFrame:
     Args:
         rows: `results.cells` of a study that measures "path" and that figure.
         name: of the figure.
+        held: the figures that it has to explain more than, distance and barrier.
     """
     found = []
     rows = rows[rows["checks"] == ""] if "checks" in rows else rows
     for who in ("with PAM", "without PAM"):
-        done = _models(rows, *HELD, name)
+        done = _models(rows, *held, name)
         done = done[~by_oracle(done)]
         done = done if who == "with PAM" else done[done["defense"] != "pam"]
         victims = _victims(done)
-        done = _levelled(done, victims, ["p_asr", name, *HELD])
-        held = [column for column in HELD if _varies(done[column])]
-        free = len(done) - victims.nunique() - len(held) - 1
+        done = _levelled(done, victims, ["p_asr", name, *held])
+        beside = [column for column in held if _varies(done[column])]
+        free = len(done) - victims.nunique() - len(beside) - 1
         if free < LEAST or not _varies(done[name]) or not _varies(done["p_asr"]):
             continue
-        shared, before = (_r2(done, of, held) for of in (name, "p_asr"))
+        shared, before = (_r2(done, of, beside) for of in (name, "p_asr"))
         about = {"who": who, "figure": name, "r2_before": before, "shared": shared}
-        fit = _fit(done, name, held) if shared < SAME else {"models": len(done)}
+        fit = _fit(done, name, beside) if shared < SAME else {"models": len(done)}
         found.append({**about, **fit})
     return pd.DataFrame(found, columns=BEYOND)
 

@@ -6,6 +6,7 @@
 import pandas as pd
 
 from ppr_core.lab.graph import CLEAN, NO_DEFENSE
+from ppr_core.reporting import regression
 from ppr_core.reporting.evidence import purified
 from ppr_core.reporting.plots.base import look_of, named_rows, new_figure
 from tests.benchmarks.scaled import NAMES, RESULTS, arrow, each, number
@@ -78,6 +79,15 @@ def picture():
     return figure
 
 
+def explained():
+    """Return what features explain of the demo's P-ASR beyond distance and either barrier."""
+    rows = read()
+    rows = rows[rows["dataset"] == "shapes"]
+    ways = [("distance", barrier) for barrier in ("barrier", "rc_barrier")]
+    fits = [regression.beyond(rows, "separation_features", way).assign(held=way[1]) for way in ways]
+    return pd.concat(fits)[["held", "who", "models", "r2_before", "r2", "slope", "low", "high"]]
+
+
 if __name__ == "__main__":
-    print(table(), ranks(), sep="\n\n")
+    print(table(), ranks(), explained().round(2).to_string(index=False), sep="\n\n")
     picture().savefig(RESULTS / "separation.png", dpi=90, bbox_inches="tight")
