@@ -34,7 +34,8 @@ def main(file, out, scan="{}", *pairs):
             continue
         rows = stand_in.wake_counts(stage, lab, search.replace(searches=missing))
         print(rows.to_string(header=False), flush=True)
-        rows.to_csv(out, mode="a", header=not out.exists(), index=False)
+        if len(rows):  # no search may have found anything
+            rows.to_csv(out, mode="a", header=not out.exists(), index=False)
     for found in stand_in.correlations(pd.read_csv(out), plan.study.name):
         print(found)
 

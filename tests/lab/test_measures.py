@@ -41,8 +41,8 @@ BATTERY = {
     "limits": {"purified": 101.0, "awake": 101.0, "fall": 101.0, "spared": 101.0},
 }
 # None where ASR never falls asleep, and where no count or epoch that was tried wakes a model.
-# The last layer of a clean model is its own.
-OPEN = ("t_star", "wake_count", "clean_wake_count", "recovery", "tion_layer", "tion_features")
+OPEN = ("t_star", "wake_count", "clean_wake_count", "recovery")
+OPEN += ("separation_layer", "separation_features")  # a clean model's last layer is its own
 STUDY = {
     **TINY_STUDY,
     "defenses": {**TINY_STUDY["defenses"], "fst": {"schedule": {"epochs": 1}}},

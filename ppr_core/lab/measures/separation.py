@@ -27,8 +27,8 @@ class Separation(Measure):
     across: ClassVar[bool] = False  # the backdoored model's last layer fits its own basin
     columns: ClassVar[tuple[Column, ...]] = (
         Column("separation", "separation", "separation", "% AUC"),
-        Column("separation_layer", "layer", "last layer back", "% AUC", "lower"),
-        Column("separation_features", "features", "and statistics anew", "% AUC", "lower"),
+        Column("separation_layer", "layer", "separation, last layer back", "% AUC", "lower", False),
+        Column("separation_features", "features", "separation of features", "% AUC", "lower"),
     )
 
     def given(self, setting: Setting) -> dict[str, Any]:
