@@ -165,7 +165,6 @@ class Lab(Reader):
                 self.store.log(run_id, tags={"error": f"{type(error).__name__}: {error}"[:4000]})
                 self.store.finish(run_id, "FAILED")
             raise
-        self.store.finish(run_id)
         self.store.drop_scratch(stage.key)
         return self.store.client.get_run(run_id)
 

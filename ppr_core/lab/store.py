@@ -25,18 +25,21 @@ class Store(Runs):
     """One MLflow store with the results of its runs; see `Runs` for how it is opened."""
 
     def save(self, run_id: str, result: Result) -> None:
-        """Store a stage's result, whole or not at all.
+        """Store a stage's result and close its run, both or neither.
 
         Raises:
-            StoreError: the artifacts cannot be written (a full disk, a read-only folder).
+            StoreError: one of them cannot be written (a full disk, a read-only folder).
         """
         try:
             with tempfile.TemporaryDirectory() as scratch:
                 kept.write(Path(scratch), result)
                 self.client.log_artifacts(run_id, scratch, RESULT)
-        except (OSError, SafetensorError, MlflowException) as error:
+            self.finish(run_id)
+        except (OSError, SafetensorError, MlflowException, StoreError) as error:
             if self.local:
                 shutil.rmtree(self.artifacts(run_id, RESULT), ignore_errors=True)
+            if isinstance(error, StoreError):  # which says how it is mended
+                raise
             raise StoreError(
                 f"expected room for the result of run {run_id}, got: {error}; free some disk "
                 "and start again (finished stages are kept)"

@@ -136,11 +136,25 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_a_full_disk_ends_a_study_in_one_line_and_room_lets_it_go_on(computed, small_disk, capsys):
+@pytest.mark.parametrize("full", ["at some result", "when a run is to be closed"])
+def test_a_full_disk_ends_a_study_in_one_line_and_room_lets_it_go_on(
+    full, computed, small_disk, capsys, monkeypatch
+):
     disk, resize = small_disk
     store = Store(shutil.copytree(computed[0], disk / "mlruns"))
     further = Plan(Study(**{**ODD, "seeds": [1]}))
-    resize(shutil.disk_usage(disk).used // 1024 + 500)
+
+    def leave(kilobytes):
+        resize(shutil.disk_usage(disk).used // 1024 + kilobytes)
+
+    def finish(run_id, status="FINISHED"):
+        leave(0)  # the result is there, but the database has no room to say so
+        Store.finish(store, run_id, status)
+
+    if full == "at some result":
+        leave(500)
+    else:
+        monkeypatch.setattr(store, "finish", finish)
     with pytest.raises(StoreError, match="expected room .* free some disk and start again"):
         engine.run(further, Lab(store))
     assert "FAILED" not in capsys.readouterr().out, "no stage is said to be at fault"
@@ -151,6 +165,7 @@ def test_a_full_disk_ends_a_study_in_one_line_and_room_lets_it_go_on(computed, s
         assert not [*store.artifacts(run.info.run_id).rglob("*.*")]
     assert not [*store.folder.rglob("*.part")]
     resize(64_000)
+    monkeypatch.undo()
     assert engine.run(further, Lab(store)) == {}
     assert set(results.cells(further, store)["status"]) == {"done"}
 

@@ -147,7 +147,6 @@ def test_tensors_behind_a_server_are_fetched_once_and_can_be_dropped(over_server
     here = Store(tmp_path / "here")
     run_id = here.start("kept", "stage", tags={"kind": "stage", "key": "kept"})
     here.save(run_id, Result({"a": torch.arange(10_000)}, metrics={"asr": 1.0}))
-    here.finish(run_id)
     run = here.held("kept")
     assert here.load(run).tensors["a"].sum() == sum(range(10_000))
     [kept] = (tmp_path / "here" / "downloads" / run_id).iterdir()

@@ -26,7 +26,6 @@ def kept(store, key="k1", name="a stage"):
     run = store.start("study", name, tags={"kind": "stage", "key": key}, params={"lr": 0.1})
     store.log(run, metrics=RESULT.metrics, history=RESULT.history)
     store.save(run, RESULT)
-    store.finish(run)
     return run
 
 
