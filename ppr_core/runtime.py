@@ -31,8 +31,8 @@ class Session:
         precision: of matrix products; "auto" is bf16 where the processor has it.
         deterministic: forbid algorithms whose results vary from run to run.
         capture: capture training steps as CUDA graphs where that can be done.
-        compile: compile the backbone in captured steps, once for all models of one structure; the
-            environment's PPR_COMPILE=1 turns it on.
+        compile: compile the backbone in captured steps and in trainings on a CPU, once for all
+            models of one structure; the environment's PPR_COMPILE=1 turns it on.
         checkpoint: folder of the epoch checkpoints of resumable trainings, or None.
         evaluate: what a training that asks for it is evaluated by after each epoch; its metrics
             join the epoch's record.

@@ -25,6 +25,9 @@ Gradient = Callable[[Callable[[], Tensor]], Tensor]
 class Step:
     """One optimizer step; on CUDA it may be captured as a graph, once, and replayed.
 
+    Where the session asks for it, the backbone is compiled: in what is captured, and on a CPU for
+    the batches of the first one's size (the last of an epoch is smaller: not worth a second time).
+
     At the field's batch of 128 a small network is bound by kernel launches, not by arithmetic;
     replaying a graph launches once: the look-up and augmentation of the batch, the loss, its
     gradient and the update. A step that cannot be captured runs eagerly, to the same numbers.
@@ -36,10 +39,12 @@ class Step:
         optimizer: applies `.grad`.
         load: makes (images, labels) of what the step is called with.
         capturable: neither load nor loss nor gradient reads from the host or draws on it.
+        compilable: the training is long enough to compile the backbone on a CPU.
         writes: the tensors that they write beside those of the model and of the optimizer.
     """
 
     worth = 32  # steps below which warming up and capturing cost more than they save
+    worth_compiling = 1000  # likewise on a CPU, where compiling takes half a minute
 
     def __init__(
         self,
@@ -50,11 +55,14 @@ class Step:
         *,
         load: Callable[..., Batch],
         capturable: bool,
+        compilable: bool = False,
         writes: Sequence[Tensor] = (),
     ) -> None:
         self._model, self._loss, self._gradient, self._optimizer = model, loss, gradient, optimizer
         self._load, self._writes, self._capturable = load, writes, capturable
+        self._compilable = compilable
         self._replay: Callable[[], None] | None = None
+        self._compiled_for: list[torch.Size] | None = None
 
     def __call__(self, batch: Batch, rate: float) -> Tensor:
         """Step on one batch at this learning rate; return the loss."""
@@ -65,10 +73,15 @@ class Step:
                 group["lr"] = rate
         if self._capturable and _can_capture(self._optimizer, batch):
             self._capture(batch)
-        self._capturable = False  # one attempt: if it failed, the next would, too
+        if self._compilable and not batch[0].is_cuda:
+            self._compiled_for = [tensor.shape for tensor in batch]
+        # One attempt: if it failed, the next would, too.
+        self._compilable = self._capturable = False
         if self._replay is None or any(
             held.shape != new.shape for held, new in zip(self._held, batch, strict=True)
         ):  # such as the last, smaller batch of an epoch
+            if self._compiled_for == [tensor.shape for tensor in batch]:
+                return self._work_compiled(*batch)
             return self._work(*batch)
         for held, new in zip(self._held, batch, strict=True):
             held.copy_(new)
@@ -84,6 +97,19 @@ class Step:
             value = self._gradient(lambda: self._loss(images, labels))
         self._optimizer.step()
         return value
+
+    def _work_compiled(self, *batch: Tensor) -> Tensor:
+        try:
+            with _compiled(self._model):
+                return self._work(*batch)
+        except RuntimeError as error:
+            from torch._dynamo.exc import TorchDynamoException  # takes a second to import
+
+            if not isinstance(error, TorchDynamoException):
+                raise
+            self._compiled_for = None
+            log.warning("training without compiling: %s", str(error).partition("\n")[0])
+            return self._work(*batch)
 
     def _state(self) -> list[Tensor]:
         """Return what a step writes, the optimizer's slots last: a warm-up may make them."""

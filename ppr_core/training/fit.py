@@ -171,6 +171,7 @@ def fit(
         optimizer,
         load=load if within else _unchanged,
         capturable=(capturable or default) and now.capture and total >= Step.worth,
+        compilable=total >= Step.worth_compiling,
         writes=[other for other in writes if isinstance(other, Tensor)],
     )
     checkpoint = Checkpoint(resume, model, optimizer, rng, [*_not_of(model, trained), *writes])

@@ -1,6 +1,7 @@
 """Training throughput of `fit`, against its ceiling and against the usual loader loop."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,10 +15,12 @@ from ppr_core.data.shapes import Shapes
 from ppr_core.metrics import logits
 from ppr_core.models import build
 from ppr_core.runtime import autocast
+from ppr_core.training.capture import _compiler as compiler
 from ppr_core.training.fit import Schedule, fit, make_optimizer
 from tests.benchmarks.timing import compare
 
 BATCH = 128
+WIDTHS = (16, 32, 64)
 RECIPE = Schedule(epochs=1, batch_size=BATCH, lr=0.01, weight_decay=5e-4, drop_last=True)
 
 
@@ -43,24 +46,42 @@ class Pictures(Dataset):
 
 
 def main():
-    """Compare training loops, then augmentation and evaluation."""
+    """Compare training loops at the field's widths, then augmentation and evaluation."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     count = 20_000 if device.type == "cuda" else 2_560
-    width = 64 if device.type == "cuda" else 16
     data = Shapes(train=count, test=10).load(None).train.to(device)
-    model = build({"name": "resnet18", "width": width}, 10, seed=0).to(device)
+    for width in WIDTHS:
+        some = data if device.type == "cuda" else data.spread(count * WIDTHS[0] // width)
+        model = build({"name": "resnet18", "width": width}, 10, seed=0).to(device)
+        print(f"training, ResNet-18 of width {width}, batch {BATCH}")
+        compare(loops(model, some), len(some) // BATCH * BATCH, "images", rounds=3)
 
-    def ours():
-        fit(copy.deepcopy(model), data, RECIPE, rng=torch.Generator().manual_seed(0))
+    augment = Augment(data, crop=4, flip=True)
+    draws = augment.draw(len(data), torch.Generator().manual_seed(0))
+    everything = torch.arange(len(data), device=device)
+    parts = list(zip(everything.split(BATCH), draws.split(BATCH), strict=True))
+    compare({"augmentation": lambda: [augment(*part) for part in parts]}, count, "images")
+    model = build({"name": "resnet18", "width": WIDTHS[0]}, 10, seed=0).to(device)
+    compare({"evaluation": lambda: logits(model, data.images)}, count, "images", rounds=3)
 
-    def ceiling():
+
+def loops(model, data):
+    """Return an epoch of each rival: the usual loop, ours, its ceiling; compiled as well."""
+
+    def ours(prepare=lambda net: None):
+        net = copy.deepcopy(model)
+        prepare(net)
+        fit(net, data, RECIPE, rng=torch.Generator().manual_seed(0))
+
+    def ceiling(prepare=lambda net: None):
         """The same step on one batch that never changes: no data pipeline at all."""
         net = copy.deepcopy(model).train()
+        prepare(net)
         optimizer = make_optimizer(net.parameters(), RECIPE)
         images, labels = to_float(data.images[:BATCH]), data.labels[:BATCH]
-        for _ in range(count // BATCH):
+        for _ in range(len(data) // BATCH):
             optimizer.zero_grad()
-            with autocast(device):
+            with autocast(data.device):
                 loss = F.cross_entropy(net(images), labels)
             loss.backward()
             optimizer.step()
@@ -68,25 +89,21 @@ def main():
     def usual():
         net = copy.deepcopy(model).to(memory_format=torch.contiguous_format).train()
         optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
-        workers = {"num_workers": 8, "pin_memory": True} if device.type == "cuda" else {}
+        workers = {"num_workers": 8, "pin_memory": True} if data.device.type == "cuda" else {}
         loader = DataLoader(Pictures(data), BATCH, shuffle=True, drop_last=True, **workers)
         for images, labels in loader:
-            images, labels = images.to(device), labels.to(device)
+            images, labels = images.to(data.device), labels.to(data.device)
             optimizer.zero_grad()
             F.cross_entropy(net(images), labels).backward()
             optimizer.step()
 
-    rivals = {
+    def compiled(net):
+        net.backbone.forward = partial(compiler(), net.backbone)
+
+    return {
         "DataLoader + PIL, fp32": usual,
         "fit: resident uint8, augmented": ours,
         "ceiling: one static batch": ceiling,
+        "fit, backbone compiled": lambda: ours(compiled),
+        "ceiling, backbone compiled": lambda: ceiling(compiled),
     }
-    print(f"training, ResNet-18 of width {width}, batch {BATCH}")
-    compare(rivals, count // BATCH * BATCH, "images", rounds=3)
-
-    augment = Augment(data, crop=4, flip=True)
-    draws = augment.draw(len(data), torch.Generator().manual_seed(0))
-    everything = torch.arange(len(data), device=device)
-    parts = list(zip(everything.split(BATCH), draws.split(BATCH), strict=True))
-    compare({"augmentation": lambda: [augment(*part) for part in parts]}, count, "images")
-    compare({"evaluation": lambda: logits(model, data.images)}, count, "images", rounds=3)

@@ -468,6 +468,48 @@ def test_models_of_one_shape_are_compiled_once(data, monkeypatch, recorder):
     assert losses[:2] * 2 == pytest.approx(losses[2:])
 
 
+def test_on_a_cpu_whole_batches_are_compiled_where_it_is_asked_for(data, monkeypatch):
+    """The last batch, smaller than the others, goes through the network as it stands."""
+    sizes = []
+
+    def compiled(network, maps):
+        sizes.append(len(maps))
+        return type(network).forward(network, maps)
+
+    monkeypatch.setattr(capture, "_compiler", lambda: compiled)
+    monkeypatch.setattr(capture.Step, "worth_compiling", 1)
+    schedule, trained = PLAIN.replace(batch_size=len(data) // 2 - 1, epochs=2), []
+    for compiling in (False, True):
+        assert not sizes
+        model = tiny_model()
+        with session(compile=compiling, precision="fp32"):
+            fit(model, data, schedule, rng=seeded())
+        assert "forward" not in vars(model.backbone)
+        trained.append(model.state_dict())
+    assert sizes == [schedule.batch_size] * 4
+    assert all(torch.equal(value, trained[1][name]) for name, value in trained[0].items())
+    monkeypatch.setattr(capture.Step, "worth_compiling", 99)
+    with session(compile=True):
+        fit(tiny_model(), data, schedule, rng=seeded())
+    assert len(sizes) == 4, "too short to be worth it"
+
+
+def test_where_nothing_compiles_a_training_goes_on_as_it_stands(data, monkeypatch, caplog):
+    from torch._dynamo.exc import TorchDynamoException  # takes a second to import
+
+    def compiled(network, maps):
+        raise TorchDynamoException("no C++ compiler")
+
+    monkeypatch.setattr(capture, "_compiler", lambda: compiled)
+    monkeypatch.setattr(capture.Step, "worth_compiling", 1)
+    losses = []
+    for compiling in (False, True):
+        with session(compile=compiling, precision="fp32"):
+            losses.append(fit(tiny_model(), data, PLAIN, rng=seeded())[-1]["loss"])
+    assert losses[0] == losses[1]
+    assert caplog.text.count("training without compiling") == 1
+
+
 def test_a_slow_checkpoint_is_written_less_often(data, tmp_path, monkeypatch):
     written = []
     save = torch.save
