@@ -18,18 +18,6 @@ from ppr_core.reporting import results
 from tests.conftest import TINY_STUDY
 
 
-def test_ray_reaches_the_numbers_of_this_process(store, store_template, tmp_path):
-    plan = Plan(Study(**{**TINY_STUDY, "device": "cpu"}))
-    assert engine.run(plan, Lab(store), "ray") == {}
-    there = results.cells(plan, store)
-    shutil.copytree(store_template, tmp_path / "here")
-    local = Store(tmp_path / "here")
-    assert engine.run(plan, Lab(local)) == {}  # one thread, like a worker
-    here = results.cells(plan, local)
-    columns = ["defense", *results.FIGURES]
-    pd.testing.assert_frame_equal(there[columns], here[columns])
-
-
 def test_a_worker_says_why_its_stage_failed_whatever_the_device_says_after(store, monkeypatch):
     def broken(*given):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
@@ -91,21 +79,30 @@ def with_own(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
 
     def plan(cls):
-        defenses = {"bad": {"method": f"failing:{cls}"}, "ep": TINY_STUDY["defenses"]["ep"]}
+        defenses = {**TINY_STUDY["defenses"], "bad": {"method": f"failing:{cls}"}}
         return Plan(Study(**{**TINY_STUDY, "device": "cpu", "defenses": defenses}))
 
     return plan
 
 
-def test_a_worker_that_dies_is_its_stages_failure_only(store, with_own, capsys):
+def test_ray_reaches_the_numbers_of_this_process_though_a_worker_dies(
+    store, with_own, store_template, tmp_path, capsys
+):
+    """What kills its worker is a failure of its stage alone."""
     pytest.importorskip("ray")
     plan, dead = with_own("Dies"), "badnet/bad purified s0"
     failures = engine.run(plan, Lab(store), "ray")
     assert failures.pop(dead).startswith("worker died: WorkerCrashedError: ")
     assert f"{dead}  " in capsys.readouterr().out
     assert failures == {"badnet/bad retuned s0": f"needs {dead}, which failed"}
-    rows = results.cells(plan, store).set_index("defense")
-    assert rows.loc["ep", "status"] == "done"
+    there = results.cells(plan, store)
+    shutil.copytree(store_template, tmp_path / "here")
+    plan, local = Plan(Study(**{**TINY_STUDY, "device": "cpu"})), Store(tmp_path / "here")
+    assert engine.run(plan, Lab(local)) == {}  # one thread, like a worker
+    here, columns = results.cells(plan, local), ["defense", "status", *results.FIGURES]
+    alive = there[there["defense"] != "bad"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(alive[columns], here[columns])
+    assert set(here["status"]) == {"done"}
 
 
 def test_an_error_of_the_code_in_a_worker_is_not_hidden(store, with_own):
