@@ -171,7 +171,8 @@ class Battery(Arms):
 
     `examination.examine` runs it. Its arms: relearning without poisons, the number of poisons, the
     strength of the tuning, then batch norm and a weakened trigger at the worst setting so far, and
-    QRA. The worst setting is tuned anew with draws that had no part in choosing it.
+    QRA. The worst setting is tuned anew with draws that had no part in choosing it. A setting is
+    admissible or not as a whole, by the mean of each clean model over its draws.
 
     What it cannot see: a backdoor that wakes for another trigger than the one stamped; one that
     wakes only in settings which teach a clean model the trigger as well (a defense trained against
@@ -189,7 +190,7 @@ class Battery(Arms):
         "this project; axes after Qi et al. 2024, arXiv:2412.07097; tuning of Min et al. 2024, "
         "arXiv:2410.09838, sec. 3.2"
     )
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     fresh: int = Field(3, ge=1, description="further draws of the worst setting")
     query: Query = Field(Query(surrogate="ep", form="paper"), description="QRA")

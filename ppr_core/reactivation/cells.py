@@ -64,7 +64,7 @@ class Cell(Settings):
         None, description="change of a weight tensor over its norm: the lower quartile of all"
     )
     curve: list[Point] = Field([], description="(epochs, ASR) on the way")
-    admissible: bool | None = Field(None, description="no clean model woke; none: no need to know")
+    admissible: bool | None = Field(None, description="no clean model wakes; none: not to be known")
 
 
 def dump(cells: Sequence[Cell]) -> list[dict[str, Any]]:

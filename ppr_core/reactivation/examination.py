@@ -109,9 +109,9 @@ class _Examination:
             settings = [cell.setting.replace(draw=draw) for draw in draws]
             for control in self.controls:
                 control.take(self.bench, "fresh", settings)
-            new = self._judged(run(self.bench, self.model, "fresh", settings))
-            self.cells += new
-            fresh = counted([started(self.cells), *new], limits)
+            new = run(self.bench, self.model, "fresh", settings)
+            self.cells = self._judged([*self.cells, *new])  # the setting by its fresh draws, too
+            fresh = counted([started(self.cells), *self.cells[-len(new) :]], limits)
             if len(fresh) >= min(2, battery.fresh):
                 return cell, fresh
             self.unconfirmed.append(cell.setting.place)

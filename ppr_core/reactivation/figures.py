@@ -16,26 +16,42 @@ def started(cells: Iterable[Cell]) -> Cell:
 
 
 def judged(cells: Iterable[Cell], controls: Sequence[Sequence[Cell]], limits: Limits) -> list[Cell]:
-    """Say of each cell whether it is admissible: whether every clean model stayed asleep in it.
+    """Say of each cell whether it is admissible: whether every clean model stays asleep there.
 
-    A setting that wakes what never slept, or that costs a clean model its accuracy, implants. Of
-    one that a clean model did not go through nothing is said.
+    A setting that wakes what never slept, or that costs a clean model its accuracy, implants. It
+    is judged by its mean over all the draws that a clean model went through: by each draw alone,
+    the noise of some hundred test images would decide which of them count. Of a setting that a
+    clean model did not go through nothing is said.
     """
-    tables = [{cell.setting: cell for cell in control} for control in controls]
+    tables = [draws_by_place(control) for control in controls]
     before = [started(control).c_acc or 0.0 for control in controls]
 
-    def quiet(setting: Setting) -> bool | None:
-        found = [table[setting] for table in tables if setting in table]
-        if len(found) < len(tables) or not found:
+    def quiet(place: Setting) -> bool | None:
+        found = [table.get(place, []) for table in tables]
+        if not found or not all(found):
             return None
-        for cell, c_acc in zip(found, before, strict=True):
-            if cell.p_asr is None or cell.c_acc is None:
-                return False
-            if cell.p_asr >= limits.awake or c_acc - cell.c_acc > limits.fall:
-                return False
-        return True
+        return all(
+            _asleep(draws, c_acc, limits) for draws, c_acc in zip(found, before, strict=True)
+        )
 
-    return [cell.replace(admissible=quiet(cell.setting)) for cell in cells]
+    return [cell.replace(admissible=quiet(cell.setting.place)) for cell in cells]
+
+
+def draws_by_place(cells: Iterable[Cell]) -> dict[Setting, list[Cell]]:
+    """Return the cells of each setting, one a draw: two arms may share one."""
+    groups: dict[Setting, list[Cell]] = defaultdict(list)
+    for setting, cell in {cell.setting: cell for cell in cells}.items():
+        groups[setting.place].append(cell)
+    return groups
+
+
+def _asleep(draws: Sequence[Cell], before: float, limits: Limits) -> bool:
+    p_asr = [cell.p_asr for cell in draws if cell.p_asr is not None]
+    c_acc = [cell.c_acc for cell in draws if cell.c_acc is not None]
+    if len(p_asr) < len(draws) or len(c_acc) < len(draws):  # a draw diverged
+        return False
+    fall = before - statistics.fmean(c_acc)
+    return statistics.fmean(p_asr) < limits.awake and fall <= limits.fall
 
 
 def implanting(controls: Sequence[Sequence[Cell]], limits: Limits) -> set[Setting]:
@@ -59,13 +75,8 @@ def by_place(cells: Iterable[Cell]) -> list[tuple[float, Cell]]:
 
     Of equals the strongest comes first, so that a model that sleeps through all is tried hardest.
     """
-    groups: dict[Setting, dict[int, Cell]] = defaultdict(dict)
-    for cell in cells:
-        groups[cell.setting.place].setdefault(cell.setting.draw, cell)
-    found = [
-        (statistics.fmean(cell.p_asr or 0.0 for cell in group.values()), next(iter(group.values())))
-        for group in groups.values()
-    ]
+    groups = draws_by_place(cells).values()
+    found = [(statistics.fmean(cell.p_asr or 0.0 for cell in draws), draws[0]) for draws in groups]
     return sorted(
         found,
         key=lambda pair: (
@@ -184,8 +195,6 @@ def _asr(cell: Cell) -> float:
 
 def _means(cells: Iterable[Cell], value: Callable[[Cell], float] = _asr) -> dict[Setting, float]:
     """Return the mean over the draws of each setting; one that was not run is left out."""
-    groups: dict[Setting, dict[int, float]] = defaultdict(dict)
-    for cell in cells:
-        if cell.p_asr is not None and cell.arm != "start":
-            groups[cell.setting.place][cell.setting.draw] = value(cell)
-    return {place: statistics.fmean(draws.values()) for place, draws in groups.items()}
+    there = [cell for cell in cells if cell.p_asr is not None and cell.arm != "start"]
+    groups = draws_by_place(there).items()
+    return {place: statistics.fmean(map(value, draws)) for place, draws in groups}

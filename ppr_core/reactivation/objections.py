@@ -4,7 +4,14 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from ppr_core.reactivation.cells import Cell, Setting
-from ppr_core.reactivation.figures import beyond, broken, by_place, counted, highest
+from ppr_core.reactivation.figures import (
+    beyond,
+    broken,
+    by_place,
+    counted,
+    draws_by_place,
+    highest,
+)
 from ppr_core.reactivation.verdicts import Limits
 
 Cells = Sequence[Cell]
@@ -38,7 +45,7 @@ def against(
 def _beyond(cells: Cells, controls: Sequence[Cells], ep: Rate, limits: Limits) -> str:
     """Say where the model wakes far beyond the clean ones and EP's."""
     for place, p_asr, clean in beyond(cells, controls, limits):
-        others = max(clean, ep(_draws(cells, place)))
+        others = max(clean, ep(draws_by_place(cells)[place]))
         if p_asr - others >= limits.margin:
             return (
                 f"{place} bring it to {p_asr:.0f} %, models without the backdoor to "
@@ -52,7 +59,7 @@ def _broken(cells: Cells, controls: Sequence[Cells], ep: Rate, limits: Limits) -
     for place, p_asr, clean in broken(cells, controls, limits):
         if p_asr is None:
             return f"{place} leave clean models intact, but make this one diverge"
-        if p_asr - max(clean, ep(_draws(cells, place))) >= limits.margin:
+        if p_asr - max(clean, ep(draws_by_place(cells)[place])) >= limits.margin:
             return (
                 f"{place} bring it to {p_asr:.0f} % while its C-Acc breaks down, and leave clean "
                 "models intact"
@@ -62,9 +69,9 @@ def _broken(cells: Cells, controls: Sequence[Cells], ep: Rate, limits: Limits) -
 
 def _unconfirmed(cells: Cells, ep: Rate, places: Sequence[Setting], limits: Limits) -> str:
     """Say which setting, worse than the one that it is judged by, could not be tried anew."""
-    kept = counted(cells, limits)
     for place in places:
-        draws = _draws(kept, place)
+        # With the fresh draws, which may have made it inadmissible.
+        draws = draws_by_place(cells)[place]
         p_asr, exact = statistics.fmean(cell.p_asr or 0.0 for cell in draws), ep(draws)
         if p_asr - exact > limits.band:
             return (
@@ -86,15 +93,10 @@ def _untried(cells: Cells, controls: Sequence[Cells], ep: Rate, limits: Limits) 
         place = cell.setting.place
         if place in tried or p_asr - highest(controls, place) < limits.margin:
             continue
-        others = max(highest(controls, place), ep(_draws(kept, place)))
+        others = max(highest(controls, place), ep(draws_by_place(kept)[place]))
         if p_asr - others >= limits.margin:
             return (
                 f"{place} bring it to {p_asr:.0f} %, others to {others:.0f} %, in draws that were "
                 "not tried anew"
             )
     return ""
-
-
-def _draws(cells: Cells, place: Setting) -> Cells:
-    """Return the model's cells at a setting, one a draw."""
-    return list({cell.setting: cell for cell in cells if cell.setting.place == place}.values())

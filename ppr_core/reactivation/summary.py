@@ -27,7 +27,7 @@ class Figures(Settings):
     ep_o_asr: Percent | None = Field(None, description="ASR of EP's model as it came, percent")
     wake_count: float | None = Field(None, ge=0, description="n50; none: more than any tried")
     clean_wake_count: float | None = Field(None, ge=0, description="the lowest of the clean models")
-    counts: list[Count] = Field([], description="(poisons, median P-ASR), of admissible draws")
+    counts: list[Count] = Field([], description="(poisons, median P-ASR), of admissible counts")
     clean_counts: list[Count] = Field([], description="likewise, mean of clean models")
     paper_poisons: int = Field(0, description="poisons of RA at the paper's strength")
     paper_p_asr: Percent | None = Field(None, description="median P-ASR there, percent")

@@ -155,7 +155,7 @@ def _woken(figures: Sequence[Figures]) -> tuple[int, float] | None:
 def wake_text(figures: Sequence[Figures], name: str, tried: str) -> str:
     """Return the median wake count over seeds; "> 50" where it is none of the counts tried.
 
-    A model's own are those of admissible draws, of which there may be fewer.
+    A model's own are those of admissible counts, of which there may be fewer.
     """
     reached = [max((n for n, _ in getattr(one, tried)), default=0) for one in figures]
     middle = _middle([getattr(one, name) for one in figures])

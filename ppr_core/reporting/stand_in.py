@@ -1,5 +1,7 @@
 """How well an inverted trigger predicts at which number of poisons the real one wakes a model."""
 
+from typing import Any
+
 import pandas as pd
 from scipy import stats
 
@@ -13,6 +15,7 @@ from ppr_core.reactivation.scan import Scan
 from ppr_core.reactivation.verdicts import Limits
 
 LEVEL = 0.05  # of the test that a correlation is none
+FEWEST = 3  # models that have a correlation
 
 
 class Correlation(Settings):
@@ -20,36 +23,40 @@ class Correlation(Settings):
 
     search: str = Field(description="BTI-DBF or Neural Cleanse")
     models: int = Field(ge=0, description="purified models that both counts are known of")
+    found: int = Field(ge=0, description="of them, those whose target the search names")
     rho: float | None = Field(None, description="Spearman's; none: too few, or all counts alike")
     p: float | None = Field(None, description="of as high a correlation, or a higher, by chance")
     study: str = Field("", description="over whose models it was taken")
 
     def __str__(self) -> str:
+        over = f"over {self.models} purified models (study {self.study})"
+        if self.models < FEWEST:
+            return f"{self.search}: {self.models} purified models are too few for a correlation"
         if self.rho is None or self.p is None:
-            return f"{self.search}: no correlation over {self.models} models: too few, or all alike"
-        kind = "goes with" if self.p < LEVEL else "is not shown to go with"
-        return (
-            f"{self.search}: the stand-in's wake count {kind} the real trigger's over "
-            f"{self.models} purified models (Spearman {self.rho:.2f}, one-sided p {self.p:.2f}, "
-            f"study {self.study})"
-        )
+            said = f"the stand-in predicts nothing: {over} one of both counts is always the same"
+        else:
+            kind = "goes with" if self.p < LEVEL else "is not shown to go with"
+            said = (
+                f"the stand-in's wake count {kind} the real trigger's {over}: Spearman "
+                f"{self.rho:.2f}, one-sided p {self.p:.2f}"
+            )
+        return f"{self.search}: {said}; the search names the target of {self.found} of them"
 
 
-MEASURED: tuple[Correlation, ...] = ()  # over the scaled study: not yet measured
+MEASURED: tuple[Correlation, ...] = (  # notebooks/results/stand_in_*.csv
+    Correlation(search="BTI-DBF", models=15, found=0, rho=-0.547, p=0.983, study="cifar10_scaled"),
+    Correlation(search="Neural Cleanse", models=11, found=2, rho=0.500, p=0.059, study="demo"),
+)
 
 
 def told() -> list[str]:
     """Say how far a stand-in may be believed; printed with every scan."""
-    if MEASURED:
-        return [str(found) for found in MEASURED]
-    return [
-        "How well a stand-in predicts the wake count of the real trigger has not been measured: "
-        "take neither count for it."
-    ]
+    return [str(found) for found in MEASURED]
 
 
-def models(plan: Plan, lab: Reader) -> list[Stage]:
-    """Return the purified models of a study that a store holds, those of oracles left out."""
+def models(plan: Plan, lab: Reader, limits: Limits | None = None) -> list[Stage]:
+    """Return the models of a study that are purified and in a store, oracles' left out."""
+    most = (limits or Limits()).purified
     return [
         stage
         for stage in plan.stages()
@@ -57,6 +64,7 @@ def models(plan: Plan, lab: Reader) -> list[Stage]:
         and stage.cell.attacked
         and not stage.method.oracle
         and lab.cached(stage)
+        and lab.result(stage).metrics["asr"] <= most
     ]
 
 
@@ -107,11 +115,12 @@ def correlations(
     found = []
     slept = rows[rows["o_asr"] <= (limits or Limits()).purified] if len(rows) else rows
     for search, group in slept.groupby("search", sort=False) if len(slept) else ():
-        counts, known = group[["stand_in", "real"]], {}
-        if len(group) > 2 and counts.nunique().min() > 1:
+        counts, right = group[["stand_in", "real"]], int(group["found"].sum())
+        said: dict[str, Any] = {"search": str(search), "models": len(group), "found": right}
+        if len(group) >= FEWEST and counts.nunique().min() > 1:
             test = stats.spearmanr(counts, alternative="greater")
-            known = {"rho": float(test.statistic), "p": float(test.pvalue)}
-        found.append(Correlation(search=str(search), models=len(group), study=study, **known))
+            said |= {"rho": float(test.statistic), "p": float(test.pvalue)}
+        found.append(Correlation(study=study, **said))
     return found
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from ppr_core.cli.main import main
 from ppr_core.lab import engine
 from ppr_core.lab.desk import Lab
+from ppr_core.lab.places import ROOT
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.study import Study
 from ppr_core.models import build
@@ -47,7 +48,7 @@ def test_a_scan_finds_the_target_and_says_what_it_is_worth(place, capsys, victim
     assert "BTI-DBF: label " in out and "votes by class: class0 " in out
     assert "Neural Cleanse: label 0 (class0); anomaly index by class: class0 " in out
     assert out.count("RA with it as a stand-in: ASR ") == 2
-    assert "has not been measured" in out
+    assert "the search names the target of" in out
     found = json.loads((place / "theirs_scan" / "scan.json").read_text())
     cleanse = found["found"]["Neural Cleanse"]
     assert cleanse["asr"] > 90, "a live backdoor follows its patch before anything is done"
@@ -128,13 +129,15 @@ def test_both_wake_counts_over_a_stores_purified_models(store):
     study = Study(**{**TINY_STUDY, "defenses": {"ft": TINY_STUDY["defenses"]["ft"]}})
     plan, lab = Plan(study), Lab(store)
     assert not engine.run(plan, lab)
-    [stage] = stand_in.models(plan, lab)
+    least = stand_in.Limits(purified=100)
+    [stage] = stand_in.models(plan, lab, least)
+    asleep = lab.result(stage).metrics["asr"]
+    assert not stand_in.models(plan, lab, stand_in.Limits(purified=asleep - 1))
     rows = stand_in.wake_counts(stage, lab, Scan(**SCAN))
     assert set(rows["search"]) == {"BTI-DBF", "Neural Cleanse"}
     assert list(rows["model"]) == [stage.cell.label] * 2
     assert rows["real"].notna().all() and rows["real"].nunique() == 1
-    least = stand_in.Limits(purified=100)
-    assert "no correlation over 1 models" in str(stand_in.correlations(rows, "", least)[0])
+    assert "1 purified models are too few" in str(stand_in.correlations(rows, "", least)[0])
 
 
 SCAN = {
@@ -156,16 +159,36 @@ def test_the_correlation_by_hand():
             "stand_in": [1.0, 2.0, 5.0, float("inf"), 10.0, 5.0, 2.0, 1.0],
             "real": [1.0, 5.0, 2.0, float("inf"), 1.0, 2.0, 5.0, 10.0],
             "o_asr": 3.0,
+            "found": [True, False] * 4,
         }
     )
     first, second = stand_in.correlations(rows, "made up")
     assert first.rho == pytest.approx(0.8)  # 1 - 6 * 2 / (4 * 15)
     assert second.rho == pytest.approx(-1)
     assert (first.p, second.p) == (pytest.approx(0.1, abs=1e-3), pytest.approx(1))
-    assert "is not shown to go with" in str(first) and "(Spearman -1.00" in str(second)
+    assert "is not shown to go with" in str(first) and "Spearman -1.00" in str(second)
+    assert "names the target of 2 of them" in str(first)
     rows.loc[rows["stand_in"] == float("inf"), "o_asr"] = 99.0  # not purified: left out
     assert stand_in.correlations(rows)[0].models == 3
-    assert "has not been measured" in stand_in.told()[0]
+    rows["stand_in"] = 0.0
+    assert "predicts nothing: over 4 purified models" in str(stand_in.correlations(rows)[1])
+
+
+def test_what_every_scan_prints_is_what_was_measured():
+    kept = ROOT / "notebooks" / "results"
+    found = [
+        one
+        for study in dict.fromkeys(said.study for said in stand_in.MEASURED)
+        for one in stand_in.correlations(
+            stand_in.pd.read_csv(kept / f"stand_in_{study}.csv"), study
+        )
+    ]
+    rounded = [
+        one.replace(**{n: round(getattr(one, n), 3) for n in ("rho", "p") if one.rho is not None})
+        for one in found
+    ]
+    assert tuple(rounded) == stand_in.MEASURED
+    assert len(stand_in.told()) == len(found)
 
 
 @pytest.mark.parametrize(

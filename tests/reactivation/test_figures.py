@@ -59,6 +59,23 @@ def test_a_cell_is_admissible_where_every_clean_model_sleeps(asr, c_acc, admissi
     assert judged(own, [[start()]], LIMITS)[1].admissible is None, "a cell that no one ran"
 
 
+def test_a_setting_is_admissible_by_its_mean_over_draws():
+    """The noise of one draw neither admits a setting nor shuts it out."""
+    own = [start(), *(cell(p_asr=99.0, poisons=3, draw=draw) for draw in range(3))]
+
+    def control(*c_acc):
+        draws = [cell(p_asr=1.0, c_acc=at, poisons=3, draw=d) for d, at in enumerate(c_acc)]
+        return [start(), *draws, draws[0].replace(arm="count")]  # two arms may share a draw
+
+    def said(*c_acc):
+        return {cell.admissible for cell in judged(own, [control(*c_acc)], LIMITS)[1:]}
+
+    assert said(87.5, 88.5, 89.0) == {True}, "one draw loses 2.5 points, all three 1.7"
+    assert said(88.5, 87.5, 87.0) == {False}, "one draw loses 1.5 points, all three 2.3"
+    assert said(87.0, 88.6, 88.6) == {True}, "a shared draw counts once"
+    assert said(90.0, 90.0, None) == {False}, "a draw that diverged"
+
+
 def test_only_admissible_cells_of_a_working_model_count():
     fine = cell(p_asr=40.0, poisons=1).replace(admissible=True)
     grey = cell(p_asr=90.0, poisons=2).replace(admissible=False)

@@ -173,7 +173,11 @@ def test_a_worst_setting_that_cannot_be_tried_anew_does_not_leave_the_next_one_t
     def most(setting):
         return setting.poisons == 50
 
-    clean = Made(where(lambda s: most(s) and s.draw >= 3, (21.0, 91.5)), start=(0.5, 92.0))
+    def woken(p_asr):  # in its fresh draws alone
+        return Made(where(lambda s: most(s) and s.draw >= 3, (p_asr, 91.5)), start=(0.5, 92.0))
+
+    assert judge(Made(where(most, (49.0, 91.0))), woken(21.0))[1].verdict.word == "superficial"
+    clean = woken(39.0)  # over all of them 20.5
     _, figures = judge(Made(where(most, (49.0, 91.0))), clean)
     assert figures.verdict.word == "open" and "50 poisons" in figures.beyond
     assert figures.worst.poisons < 50
