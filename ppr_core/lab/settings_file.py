@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from ppr_core.config import unknown
 from ppr_core.errors import ConfigError, need
 
 LARGEST = 10**6  # bytes of a file
@@ -33,13 +34,19 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def based(values: Mapping[str, Any], folder: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Return settings over those of the file that their key `base` names, if any."""
+    """Return settings over those of the file that their key `base` names, if any.
+
+    Where that file has a group, such as `defenses`, a list names those of it that stay.
+    """
     own = {name: value for name, value in values.items() if name != "base"}
     base = values.get("base")
     if base is None:
         return own
     need(isinstance(base, str), f"expected the name of a study file as base, got {base!r}")
-    return {**read(folder / base, seen), **own}
+    values = read(folder / base, seen)
+    for name, value in own.items():
+        values[name] = _chosen(name, values.get(name), value)
+    return values
 
 
 def pair_of(text: str) -> tuple[str, Any]:
@@ -53,13 +60,26 @@ def pair_of(text: str) -> tuple[str, Any]:
 
 
 def put(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set one value, such as `training.epochs`, within groups of settings."""
+    """Set one value, such as `training.epochs`, within groups of settings.
+
+    Raises:
+        ConfigError: the key leads through a value, or a list names what its group does not have.
+    """
     place = values
     *groups, last = key.split(".")
     for group in groups:
         place = place.setdefault(group, {})
         need(isinstance(place, dict), f"expected {group!r} in {key!r} to be a group")
-    place[last] = value
+    place[last] = _chosen(key, place.get(last), value)
+
+
+def _chosen(key: str, group: Any, value: Any) -> Any:
+    """Return what takes a group's place: a list names the parts of it that stay, as they are."""
+    if not isinstance(group, dict) or not isinstance(value, list):
+        return value
+    for name in map(str, value):
+        need(name in group, unknown(f"part of {key}", name, group))
+    return {name: group[name] for name in map(str, value)}
 
 
 def parse(text: str) -> Any:

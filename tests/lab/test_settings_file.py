@@ -1,7 +1,7 @@
 import pytest
 
 from ppr_core.errors import ConfigError
-from ppr_core.lab.settings_file import parse, read
+from ppr_core.lab.settings_file import pair_of, parse, put, read
 from ppr_core.lab.study import Study
 
 
@@ -54,6 +54,22 @@ def test_files_that_are_no_study(tmp_path):
             read(file)
     with pytest.raises(ConfigError, match="no such file"):
         read(tmp_path)
+
+
+def test_a_list_keeps_those_parts_of_a_group_that_it_names(tmp_path):
+    (tmp_path / "whole.yaml").write_text("name: a\nattacks: {one: {a: 1}, two: {b: 2}}\nseeds: [0]")
+    file = tmp_path / "part.yaml"
+    file.write_text("base: whole.yaml\nattacks: [two]\nseeds: [1, 2]")
+    values = read(file)
+    assert values == {"name": "a", "attacks": {"two": {"b": 2}}, "seeds": [1, 2]}
+    values = read(tmp_path / "whole.yaml")
+    put(values, *pair_of("attacks=[two, one]"))
+    assert list(values["attacks"].items()) == [("two", {"b": 2}), ("one", {"a": 1})]
+    with pytest.raises(ConfigError, match="unknown part of attacks: 'twoo' .did you mean 'two'"):
+        put(values, *pair_of("attacks=[twoo]"))
+    file.write_text("base: whole.yaml\nattacks: [three]")
+    with pytest.raises(ConfigError, match="unknown part of attacks: 'three'"):
+        read(file)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "a\nb", "a.", "x" * 101])
