@@ -1,7 +1,7 @@
 """Dist-Reg: tune on clean images, and away from the backdoored weights."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from ppr_core.metrics import clean_accuracy
 from ppr_core.runtime import Record
 from ppr_core.training.fit import Schedule, fit, make_optimizer
 from ppr_core.weights import snapshot
+
+TOO_FAST = "its first epoch costs too much accuracy: nothing was changed; lower schedule.lr"
 
 
 class DistReg(Defense):
@@ -54,7 +56,7 @@ class DistReg(Defense):
             distance = rms_distance(weights, start)
             return F.cross_entropy(model(images), labels) - self.alpha * distance
 
-        floor, info = -1.0, {"stopped": False}
+        floor, info = -1.0, dict[str, Any](stopped=False)
         if validation is not None and len(validation):
             floor = clean_accuracy(model, validation) - self.c_acc_drop
         for number, schedule in enumerate(self.schedule.epoch_by_epoch(len(data)), 1):
@@ -71,6 +73,8 @@ class DistReg(Defense):
             if floor >= 0 and validation and clean_accuracy(model, validation) < floor:
                 model.load_state_dict(before)
                 info["stopped"] = True
+                if number == 1:
+                    info["warnings"] = [TOO_FAST]
                 break
             history.append({**record, "epoch": number})
         return Outcome(model, history, info)
