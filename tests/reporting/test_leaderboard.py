@@ -206,6 +206,30 @@ def test_what_is_kept_reads_and_the_folder_says_what_is_there():
     assert ("older" in standings) == ("an older battery" in words), "it says what is not of today"
 
 
+def test_the_readme_says_of_each_row_that_is_kept_what_it_found():
+    table = "| | holds |" + (ROOT / "README.md").read_text().partition("| | holds |")[2]
+    heads, _, *lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in table.partition("\n\n")[0].splitlines()
+    ]
+    found = set()
+    for track, *cells in lines:
+        for word, cell in zip(heads[1:], cells, strict=True):
+            for name in re.findall(r"[A-Z][A-Z-]+", re.sub(r"\(.*?\)", "", cell)):
+                found.add((track.partition(", ")[::2], name.replace("-", "").lower(), word))
+    tracks_of = {"judge_demo": "the demo", "judge_cifar10": "CIFAR-10"}
+    attacks = {"badnet": "BadNet", "blended": "Blended"}
+    folder = ROOT / "notebooks" / "results" / "leaderboard"
+    assert found == {
+        (
+            (tracks_of[one.track], attacks[one.attack]),
+            one.defense.replace("_", ""),
+            one.verdict.word,
+        )
+        for one in map(submissions.read, folder.glob("*.json"))
+    }
+
+
 def standing_row(attack="blended", **more):
     """A submission that names the settings of the demo track, whose cells say what it says."""
     shared = tracks.conditions(tracks.shipped("judge_demo"), attack)
