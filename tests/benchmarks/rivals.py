@@ -7,10 +7,11 @@ import math
 
 import pandas as pd
 
-from ppr_core.lab.graph import NO_DEFENSE
+from ppr_core.lab.graph import CLEAN, NO_DEFENSE
 from ppr_core.reactivation.cells import Cell, Setting
 from ppr_core.reactivation.figures import wake_count
 from ppr_core.reactivation.verdicts import Limits
+from ppr_core.reporting.checks import SIGN
 from ppr_core.reporting.plots.base import named_rows
 from tests.benchmarks.scaled import NAMES, RESULTS, arrow, number
 
@@ -35,23 +36,29 @@ def read():
 
 
 def wakes(rows):
-    """Return n50 of one model's rows: one draw a count; and "> most" where none wakes it."""
+    """Return n50 of one model's rows, one draw a count; 0 where clean images alone wake it."""
+    runs = rows[rows["p_asr"].notna()].drop_duplicates("ra_poisons")
     cells = [
         Cell(arm="count", setting=Setting(poisons=int(row["ra_poisons"])), p_asr=row["p_asr"])
-        for _, row in rows.iterrows()
-        if pd.notna(row["p_asr"])
+        for _, row in runs.iterrows()
     ]
-    count, most = wake_count(cells, LIMITS.woken), max(cell.setting.poisons for cell in cells)
+    for p_asr in rows["clean_retuned_asr"].dropna():
+        cells.append(Cell(arm="relearn", setting=Setting(poisons=0), p_asr=p_asr))
+    count, most = wake_count(cells, LIMITS.woken), int(runs["ra_poisons"].max())
     return f"> {most}" if math.isinf(count) else f"{count:.2g}"
 
 
 def cells(rows, usual):
-    """Return C-Acc, O-ASR -> P-ASR with the study's poisons, and what wakes the model."""
+    """Return C-Acc, O-ASR -> P-ASR with the study's poisons, and what wakes the model.
+
+    C-Acc is marked where a check failed, so that there is no verdict.
+    """
     if rows.empty:
         return ["-"] * 3
     row = rows[rows["ra_poisons"].isna() | (rows["ra_poisons"] == usual)].iloc[0]
     asleep = row["o_asr"] <= LIMITS.purified and pd.notna(row["p_asr"])
-    shown = [number(row["o_c_acc"]), arrow(row["o_asr"], row["p_asr"])]
+    gated = f" {SIGN}" if pd.notna(row["checks"]) else ""
+    shown = [number(row["o_c_acc"]) + gated, arrow(row["o_asr"], row["p_asr"])]
     return [*shown, wakes(rows) if asleep else "-"]
 
 
@@ -69,7 +76,7 @@ def table():
         for attack in NAMES:
             shown += cells(here[here["attack"] == attack], usual)
         defense = here["defense"].iloc[0]
-        took = "-" if defense == NO_DEFENSE else f"{here['seconds'].min():.0f}"
+        took = "-" if defense in (NO_DEFENSE, CLEAN) else f"{here['seconds'].min():.0f}"
         lines.append("| " + " | ".join([*shown, took, ELSEWHERE.get(defense, "")]) + " |")
     return "\n".join(lines)
 
