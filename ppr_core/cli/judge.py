@@ -51,6 +51,8 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     place = ROOT / "notebooks" / "results" / "leaderboard"
     board.add_argument("--folder", type=Path, default=place, help="of the submissions (*.json)")
     board.add_argument("--out", metavar="FILE", type=Path, help="page; default: beside them")
+    text = "html: the page; markdown: a table a track, printed"
+    board.add_argument("--format", choices=("html", "markdown"), default="html", help=text)
 
 
 def _judge(arguments: argparse.Namespace) -> int:
@@ -209,6 +211,11 @@ def _theirs(arguments: argparse.Namespace, values: dict[str, Any]) -> dict[str, 
 def _leaderboard(arguments: argparse.Namespace) -> int:
     from ppr_core.reporting import leaderboard
 
+    if arguments.format == "markdown":
+        need(arguments.out is None, "expected --out with the page alone; --format markdown prints")
+        for track, table in leaderboard.tables(leaderboard.ranked(arguments.folder)).items():
+            print(f"## {track}\n\n{table}\n")
+        return 0
     target = arguments.out or arguments.folder / "leaderboard.html"
     print(leaderboard.write(arguments.folder, target))
     return 0

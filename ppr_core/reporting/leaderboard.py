@@ -15,6 +15,10 @@ from ppr_core.reporting.tracks import Standing, standing
 TEMPLATE = "leaderboard.html.j2"
 ORDER = ("holds", "open", "superficial", "not purified", "no verdict")
 CLEAN = ("clean_wake_count", "clean_counts")  # of a model's figures
+HEAD = (  # of a table in Markdown
+    "| defense | attack | verdict | O-ASR | RA as published | worst P-ASR | clean there | wakes at "
+    "| C-Acc cost | why |\n|---|---|---|---:|---:|---:|---:|---:|---:|---|"
+)
 PLOT = {"width": 300, "height": 140, "left": 34, "bottom": 22}  # pixels
 
 
@@ -41,14 +45,40 @@ def admitted(folder: Path) -> list[Row]:
     return rows
 
 
+def ranked(folder: Path) -> list[Row]:
+    """Return the submissions of a folder by track and attack, from what holds to the worst case.
+
+    Raises:
+        DataError: there is no submission, or one that is not admitted.
+    """
+    rows = sorted(admitted(folder), key=_rank)
+    need(rows, f"expected submissions (*.json) in {folder}, got none; run `judge`", DataError)
+    return rows
+
+
+def tables(rows: Sequence[Row]) -> dict[str, str]:
+    """Return ranked submissions by track, as Markdown: what a README shows of them."""
+    lines: dict[str, list[str]] = {}
+    for one, how in rows:
+        table = lines.setdefault(one.track, [HEAD])
+        shown = row(one)
+        word = f"{one.verdict.word} (older)" if how == "older" else one.verdict.word
+        name = f"{one.defense} (oracle)" if one.oracle else one.defense
+        numbers = [shown[key] for key in ("o_asr", "paper_p_asr", "worst", "clean")]
+        texts = ["-" if number is None else f"{number:.1f}" for number in numbers]
+        cost = "-" if shown["cost"] is None else f"{shown['cost']:.1f}"
+        cells = [name, one.attack, word, *texts, shown["wake"], cost, one.verdict.reason]
+        table.append(f"| {' | '.join(cells)} |")
+    return {track: "\n".join(table) for track, table in lines.items()}
+
+
 def write(folder: Path, target: Path) -> Path:
     """Turn all submissions of a folder into one HTML page that needs nothing beside itself.
 
     Raises:
         DataError: there is no submission, or one that cannot be read.
     """
-    rows = sorted(admitted(folder), key=_rank)
-    need(rows, f"expected submissions (*.json) in {folder}, got none; run `judge`", DataError)
+    rows = ranked(folder)
     html = (
         pages.environment("ppr_core.reporting")
         .get_template(TEMPLATE)
