@@ -47,6 +47,7 @@ VARIANTS = {
     "studies": budget(Inversion, 235, 140, 376),
     "authors": budget(Inversion, 1000, 400, 600),
     "residual": budget(ResidualInversion, 0, 140, 120),
+    "residual_longer": budget(ResidualInversion, 0, 140, 376),
 }
 
 
