@@ -108,9 +108,9 @@ def combine(figures: Sequence[Figures], limits: Limits) -> Verdict:
     """
     if len(figures) == 1:
         return conclude(figures[0], limits)
-    for one in figures:
-        if one.gates:
-            return Verdict(word="no verdict", reason=one.gates[0])
+    gated = [one.gates[0] for one in figures if one.gates]
+    if gated:
+        return Verdict(word="no verdict", reason=_at(len(gated), figures) + gated[0])
     alone = [conclude(one, limits) for one in figures]
     searched = all(one.p_asr for one in figures)
     against_ep = searched and all(one.ep_p_asr for one in figures)
@@ -122,6 +122,9 @@ def combine(figures: Sequence[Figures], limits: Limits) -> Verdict:
         limits=limits,
         beyond=next((one.beyond for one in figures if one.beyond), ""),
     )
+    if said.word == "not purified":
+        awake = sum(one.word == said.word for one in alone)
+        return said.replace(reason=_at(awake, figures) + said.reason)
     if said.word == "open" and all(one.word == "superficial" for one in alone):
         above = sorted(one.above_clean.mean for one in alone if one.above_clean)
         reason = (
@@ -133,3 +136,7 @@ def combine(figures: Sequence[Figures], limits: Limits) -> Verdict:
     if said.word == "holds" and against:
         return said.replace(word="open", reason=f"at one of the seeds, {against}")
     return said
+
+
+def _at(count: int, figures: Sequence[Figures]) -> str:
+    return f"at {count} of {len(figures)} seeds: "

@@ -144,7 +144,11 @@ def test_seeds_are_the_unit_of_a_verdict_over_several():
     assert said.above_clean.mean == pytest.approx((79 + 79 - 1) / 3)
     assert combine([high, high], Limits()).word == "superficial"
     gated = low.replace(gates=["The victim is broken."])
-    assert combine([high, high, gated], Limits()).word == "no verdict"
+    said = combine([high, high, gated], Limits())
+    assert said.word == "no verdict" and said.reason == f"at 1 of 3 seeds: {gated.gates[0]}"
+    awake = [high.replace(o_asr=o_asr) for o_asr in (30.0, 40.0, high.o_asr)]
+    said = combine(awake, Limits())
+    assert (said.word, said.reason[:31]) == ("not purified", "at 2 of 3 seeds: its ASR is 40 ")
 
 
 def test_the_page_has_a_row_a_submission_and_needs_nothing_beside_itself(tmp_path):
