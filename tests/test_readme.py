@@ -17,7 +17,7 @@ from ppr_core.lab.places import ROOT
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.study import Study
 from ppr_core.reporting import results
-from tests.benchmarks import rivals, scaled, separation
+from tests.benchmarks import inversion, rivals, scaled, separation
 from tests.browser import screenshots
 from tests.conftest import TINY_STUDY
 
@@ -133,6 +133,7 @@ def test_its_tables_are_those_of_the_runs():
     assert separation.table() in further
     assert separation.ranks() in further
     assert rivals.table() in further
+    assert inversion.table() in further
     assert results.markdown_table(pd.read_csv(RESULTS / "implants.csv")) in further
 
 

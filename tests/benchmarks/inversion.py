@@ -2,7 +2,8 @@
 
 TREE is an ImageFolder tree of CIFAR-10. Victims and inversions are kept beside the CSV, which gets
 one row an inversion. A row that it holds is not computed again: a run that was killed goes on where
-it was, and rows may be chosen (`--attacks blended --seeds 0 --draws 0 --variants authors`).
+it was, and rows may be chosen (`--attacks blended --seeds 0 --draws 0 --variants authors`). Without
+arguments it prints the table of what is kept.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch
 
+import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
@@ -30,6 +32,7 @@ from ppr_core.method import Cost, measuring
 from ppr_core.metrics import evaluate, triggered
 from ppr_core.models import build
 from ppr_core.reactivation.retuning import Retuning
+from tests.benchmarks.scaled import NAMES, RESULTS, number
 
 SHORT = {"batch_size": 32, "crop": 0}
 TARGETS = {0: 0, 1: 3, 2: 7}  # by the victim's seed
@@ -48,6 +51,13 @@ VARIANTS = {
     "authors": budget(Inversion, 1000, 400, 600),
     "residual": budget(ResidualInversion, 0, 140, 120),
     "residual_longer": budget(ResidualInversion, 0, 140, 376),
+}
+
+STARTS = {  # as the table names the variants
+    "studies": "pre-trained, 235/140/376",
+    "authors": "pre-trained, 1000/400/600",
+    "residual": "bounded, 0/140/120",
+    "residual_longer": "bounded, 0/140/376",
 }
 
 
@@ -117,16 +127,53 @@ class Case:
         return float(F.cosine_similarity(*(f - features[0] for f in features[1:]), dim=0))
 
 
+def span(values):
+    """Return the mean of some percentages, with the lowest and highest of several."""
+    mean = number(values.mean())
+    return mean if len(values) == 1 else f"{mean} [{values.min():.0f}, {values.max():.0f}]"
+
+
+def table():
+    """Return the Markdown table of the rows that are kept, a line an attack and start."""
+    heads = [
+        "attack",
+        "start, steps",
+        "victims",
+        "inversions",
+        "label right",
+        "idle steps",
+        "cosine",
+    ]
+    heads += ["seconds", "BTI: O-ASR", "P-ASR", "PAM rho 1: O-ASR", "P-ASR", "C-Acc"]
+    lines = [f"| {' | '.join(heads)} |", "|---|---|" + "---:|" * (len(heads) - 2)]
+    rows = pd.read_csv(RESULTS / "inversion.csv")
+    for attack, variant in itertools.product(NAMES, STARTS):
+        here = rows[(rows["attack"] == attack) & (rows["variant"] == variant)]
+        if here.empty:
+            continue
+        cells = [NAMES[attack], STARTS[variant], here["seed"].nunique(), len(here)]
+        cells += [int(here["right"].sum()), f"{100 * here['norm_share'].mean():.0f} %"]
+        cells += [f"{here['cosine'].mean():.2f}", f"{here['cpu_seconds'].mean():.0f}"]
+        cells += [span(here[f"bti_{stage}_asr"]) for stage in "op"]
+        cells += [span(here[f"pam_{stage}_asr"]) for stage in "op"]
+        cells.append(span(here["pam_o_c_acc"]))
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
 def main():
-    """Compute the rows that are asked for and missing."""
+    """Compute the rows that are asked for and missing; without arguments, print those kept."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("tree", type=Path)
-    parser.add_argument("csv", type=Path)
+    parser.add_argument("tree", type=Path, nargs="?")
+    parser.add_argument("csv", type=Path, nargs="?")
     parser.add_argument("--attacks", nargs="+", default=["badnet", "blended"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--draws", nargs="+", type=int, default=[0, 1], help="of the generator")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     asked = parser.parse_args()
+    if asked.csv is None:
+        print(table())
+        return
     folder = asked.csv.absolute().parent
     folder.mkdir(parents=True, exist_ok=True)
     wanted = {"name": "folder", "path": str(asked.tree.absolute()), "train": 20000, "test": 2000}
