@@ -140,6 +140,13 @@ def test_files_of_one_model_share_its_stages():
     assert keys["table03"] == keys["table10"] == keys["table11"]
 
 
+def test_the_demo_s_track_judges_the_models_of_the_demo():
+    demo, track = load("demo"), load("judge_demo")
+    for name in demo.study.defenses:
+        cell = Cell("blended", name, 0)
+        assert demo.purified(cell).key == track.purified(cell).key, f"{name} is purified twice"
+
+
 def test_anp_stands_twice_and_both_rows_share_their_masks():
     plan = load("table03")
     cells = [Cell("badnet", name, 0) for name in ("anp", "anp_oracle")]

@@ -114,13 +114,14 @@ def combine(figures: Sequence[Figures], limits: Limits) -> Verdict:
     alone = [conclude(one, limits) for one in figures]
     searched = all(one.p_asr for one in figures)
     against_ep = searched and all(one.ep_p_asr for one in figures)
+    beyond = [one.beyond for one in figures if one.beyond]
     said = verdict(
         max(one.o_asr for one in figures),
         [statistics.fmean(_above(one, one.clean_p_asr)) for one in figures if searched],
         [statistics.fmean(_above(one, one.ep_p_asr)) for one in figures if against_ep],
         [query for one in figures for query in one.queries],
         limits=limits,
-        beyond=next((one.beyond for one in figures if one.beyond), ""),
+        beyond=_at(len(beyond), figures) + beyond[0] if beyond else "",
     )
     if said.word == "not purified":
         awake = sum(one.word == said.word for one in alone)
