@@ -12,7 +12,7 @@ from ppr_core.lab.reader import Reader
 from ppr_core.reactivation.cells import load
 from ppr_core.reactivation.summary import Figures, combine
 from ppr_core.reactivation.verdicts import Limits
-from ppr_core.reporting import leaderboard, submissions, tracks
+from ppr_core.reporting import leaderboard, results, submissions, tracks
 from ppr_core.reporting.submissions import Examined, Submission
 from ppr_core.reporting.tracks import MEASURE
 
@@ -99,11 +99,12 @@ def _judged(
         figures = Figures.model_validate_json(json.dumps(result.info["figures"]))
         runs.append(Examined(seed=cell.seed, figures=figures, cells=load(result.info["cells"])))
         before.append(lab.result(plan.backdoored(cell)).metrics["c_acc"])
-        purified = lab.result(plan.purified(cell)).metrics
-        after.append(purified["c_acc"])
-        seconds.append(purified["seconds"])
+        purified = plan.purified(cell)
+        after.append(lab.result(purified).metrics["c_acc"])
+        seconds.append(results.seconds_of(purified, lab.store))
         took.append(result.metrics["seconds"])
     limits: Limits = stages[0].method.limits
+    known = [one for one in seconds if one is not None]
     shared = tracks.conditions(plan, first.attack)
     return Submission(
         defense=name,
@@ -115,7 +116,7 @@ def _judged(
         oracle=plan.oracle(first),
         victim_c_acc=statistics.fmean(before),
         c_acc=statistics.fmean(after),
-        seconds=statistics.fmean(seconds),
+        seconds=statistics.fmean(known) if len(known) == len(seconds) else None,
         battery_seconds=statistics.fmean(took),
         runs=runs,
         verdict=combine([run.figures for run in runs], limits),

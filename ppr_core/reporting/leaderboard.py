@@ -126,7 +126,7 @@ def row(submission: Submission) -> dict[str, Any]:
         "paper_p_asr": _mean([one.paper_p_asr for one in figures]),
         "worst": _over(submission, "p_asr"),
         "clean": _over(submission, "clean_p_asr"),
-        "arms": sorted({f"{one.worst_arm}: {one.worst}" for one in figures if one.worst}),
+        "arms": sorted({one.worst_arm for one in figures if one.worst}),
         "gain": _mean([one.query_gain for one in figures]),
         "c_acc": c_acc,
         "cost": None if before is None or c_acc is None else before - c_acc,
@@ -205,7 +205,7 @@ def _key(figures: Sequence[Figures], name: str, tried: str) -> float | None:
 
 
 def curves(figures: Figures) -> dict[str, Any]:
-    """Return the points of P-ASR over poisons, of the model and of the clean ones, in pixels."""
+    """Return points of P-ASR over poisons, of the model and of clean ones, in pixels; its worst."""
     counts = [count for count, _ in figures.clean_counts] or [1]
     span = math.log(max(counts) / min(counts)) or 1.0
     width, height = PLOT["width"] - PLOT["left"] - 8, PLOT["height"] - PLOT["bottom"] - 8
@@ -218,6 +218,7 @@ def curves(figures: Figures) -> dict[str, Any]:
         return " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
 
     return {
+        "worst": f"{figures.worst_arm}: {figures.worst}" if figures.worst else "",
         "model": points(figures.counts),
         "clean": points(figures.clean_counts),
         "ticks": [(round(across(count), 1), count) for count in counts],

@@ -112,9 +112,17 @@ def _about(plan: Plan, cell: Cell) -> dict[str, Any]:
 
 
 def _seconds(source: Stage, store: Store, cell: Cell) -> float | None:
-    """Return what a model took, with all of the inversion that it may share with others."""
+    """Return what a cell's model took."""
     if source.kind != "purified":  # the clean model is not the cost of a row beside an attack's
         return None if cell.defense == CLEAN else store.held(source.key).data.metrics["seconds"]
+    return seconds_of(source, store)
+
+
+def seconds_of(source: Stage, store: Store) -> float | None:
+    """Return what a purified model took, with all of the inversion that it may share with others.
+
+    None of one that was made elsewhere.
+    """
     if source.file is not None:
         return None
     parts = [stage for stage in (source, source.parent("inverted")) if stage]

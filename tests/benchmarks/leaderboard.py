@@ -35,7 +35,7 @@ def words(row):
 
 def is_current(row):
     """Say whether a row's track would compute it with the same settings today; it need not."""
-    given = {"purified": None, "backdoored": None, "set": [f"seeds={row.seeds}"]}
+    given = dict.fromkeys(("purified", *judge.FOREIGN)) | {"set": [f"seeds={row.seeds}"]}
     named = {"defense": row.defense, "track": row.track, "attack": row.attack}
     values, label, _ = judge._track(Namespace(**given, **named))
     return judging.settings_of(judging.stages(Plan(Study(**values)), label)) == row.settings_digest

@@ -65,3 +65,12 @@ def test_a_cell_of_a_study_is_the_stand_alone_attack_and_becomes_a_submission(st
     path = submissions.save(submission, store.folder / "leaderboard")
     assert submissions.read(path) == submission
     assert "badnet" in judging.table([submission])
+
+
+def test_what_a_defense_takes_has_the_inversion_that_it_may_share(store):
+    defenses = {"ep": {}, "anp": {"schedule": {"steps": 2, "batch_size": 8}}}
+    plan, lab = Plan(Study(**{**STUDY, "defenses": defenses})), Lab(store)
+    [submission] = judging.judge(plan, lab, "anp")
+    purified = plan.purified(Cell("badnet", "anp", 0))
+    parts = [lab.result(one).metrics for one in (purified, purified.parent("inverted"))]
+    assert submission.seconds == sum(part.get("cost_seconds", part["seconds"]) for part in parts)

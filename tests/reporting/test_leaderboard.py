@@ -13,6 +13,7 @@ from ppr_core.reactivation.verdicts import Limits, QueryResult, verdict
 from ppr_core.reporting import leaderboard, submissions, tracks
 from ppr_core.reporting.leaderboard import sentence, write
 from ppr_core.reporting.submissions import Examined, Submission
+from tests.benchmarks import leaderboard as benchmark
 
 COUNTS = (1, 2, 5, 10, 20, 50)
 
@@ -203,6 +204,13 @@ def test_what_is_kept_reads_and_the_folder_says_what_is_there():
     assert [track for track, table in tables.items() if table not in words] == []
     standings = [standing for _, standing in leaderboard.admitted(folder)]
     assert ("older" in standings) == ("an older battery" in words), "it says what is not of today"
+
+
+def test_the_rows_of_the_demo_s_track_are_of_the_settings_that_it_has_today():
+    rows = [one for one in benchmark.rows() if one.track == "judge_demo"]
+    assert rows and [one.defense for one in rows if not benchmark.is_current(one)] == []
+    other = rows[0].replace(settings_digest="0" * 64)
+    assert not benchmark.is_current(other)
 
 
 def plain(name):
