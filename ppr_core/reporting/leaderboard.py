@@ -63,12 +63,11 @@ def tables(rows: Sequence[Row]) -> dict[str, str]:
         table = lines.setdefault(one.track, [HEAD])
         shown = row(one)
         word = f"{one.verdict.word} (older)" if how == "older" else one.verdict.word
-        name = f"{one.defense} (oracle)" if one.oracle else one.defense
         numbers = [shown[key] for key in ("o_asr", "paper_p_asr", "worst", "clean")]
         texts = ["-" if number is None else f"{number:.1f}" for number in numbers]
         cost = "-" if shown["cost"] is None else f"{round(shown['cost'], 1) + 0.0:.1f}"  # no -0.0
         wake = shown["wake"].replace("–", "-")
-        cells = [name, one.attack, word, *texts, wake, cost, one.verdict.reason]
+        cells = [one.title, one.attack, word, *texts, wake, cost, one.verdict.reason]
         table.append(f"| {' | '.join(cells)} |")
     return {track: "\n".join(table) for track, table in lines.items()}
 

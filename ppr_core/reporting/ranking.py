@@ -24,7 +24,7 @@ def points(found: Sequence[Submission]) -> pd.DataFrame:
     rows = [
         {
             "attack": one.attack,
-            "defense": name(one),
+            "defense": one.title,
             "seed": run.seed,
             "arm": cell.arm,
             "setting": str(cell.setting.place),
@@ -38,11 +38,6 @@ def points(found: Sequence[Submission]) -> pd.DataFrame:
         if cell.p_asr is not None or cell.admissible is False
     ]
     return pd.DataFrame(rows).astype({"p_asr": float})
-
-
-def name(submission: Submission) -> str:
-    """Return how figures name a defense."""
-    return submission.defense + (" (oracle)" if submission.oracle else "")
 
 
 def gated(submission: Submission) -> bool:
@@ -61,7 +56,7 @@ def orders(found: Sequence[Submission]) -> pd.DataFrame:
         paper, worst = _draws(one)
         if not paper or not worst:
             continue
-        row = {"attack": one.attack, "defense": name(one), "gated": gated(one)}
+        row = {"attack": one.attack, "defense": one.title, "gated": gated(one)}
         for what, values in (("paper", paper), ("worst", worst)):
             row |= {what: statistics.fmean(values)}
             row |= {f"{what}_low": min(values), f"{what}_high": max(values)}
@@ -94,7 +89,7 @@ def sentences(found: Sequence[Submission]) -> list[str]:
     for attack in dict.fromkeys(one.attack for one in found):
         here = [one for one in found if one.attack == attack]
         kept = [one for one in here if not gated(one) and all(_draws(one))]
-        left = [name(one) for one in here if one not in kept]
+        left = [one.title for one in here if one not in kept]
         lines.append(f"{attack}: {_order(kept)}")
         if left:
             lines.append(
@@ -150,7 +145,7 @@ def table(found: Sequence[Submission]) -> pd.DataFrame:
         rows.append(
             {
                 "attack": one.attack,
-                "defense": name(one),
+                "defense": one.title,
                 "verdict": one.verdict.word,
                 "O-ASR": statistics.fmean(run.figures.o_asr for run in one.runs),
                 "P-ASR, RA as published": statistics.fmean(paper) if paper else None,

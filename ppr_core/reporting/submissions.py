@@ -64,6 +64,11 @@ class Submission(Settings):
         return self
 
     @property
+    def title(self) -> str:
+        """How tables and figures name its defense."""
+        return f"{self.defense} (oracle)" if self.oracle else self.defense
+
+    @property
     def seeds(self) -> list[int]:
         """The seeds it was judged on."""
         return [run.seed for run in self.runs]

@@ -135,15 +135,8 @@ def span(values):
 
 def table():
     """Return the Markdown table of the rows that are kept, a line an attack and start."""
-    heads = [
-        "attack",
-        "start, steps",
-        "victims",
-        "inversions",
-        "label right",
-        "idle steps",
-        "cosine",
-    ]
+    heads = ["attack", "start, steps", "victims", "inversions", "label right"]
+    heads += ["idle steps", "cosine"]
     heads += ["seconds", "BTI: O-ASR", "P-ASR", "PAM rho 1: O-ASR", "P-ASR", "C-Acc"]
     lines = [f"| {' | '.join(heads)} |", "|---|---|" + "---:|" * (len(heads) - 2)]
     rows = pd.read_csv(RESULTS / "inversion.csv")

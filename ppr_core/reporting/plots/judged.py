@@ -108,7 +108,7 @@ def wake_counts(found: Sequence[Submission]) -> Figure:
                     "linestyle": "",
                 }
                 axis.plot(own, line, color=AFTER, markerfacecolor=face, **shape)
-        axis.set_yticks(range(len(here)), [ranking.name(one) for one in reversed(here)])
+        axis.set_yticks(range(len(here)), [one.title for one in reversed(here)])
         axis.set_xscale("log")
         ticks = [NONE, *sorted(set(tried)), beyond]
         names = ["none", *(f"{tick:g}" for tick in ticks[1:-1]), "more"]
