@@ -21,7 +21,7 @@ MOST = 1.6  # times the largest count: where a model stands that no count wakes
 
 
 def battery_map(found: Sequence[Submission]) -> Figure:
-    """Draw the battery of every defense: its arms by poisons, the colour is P-ASR.
+    """Draw the battery of every defense that purifies: its arms by poisons, the colour is P-ASR.
 
     A field is the worst setting of its arm with so many poisons, among those that count; grey where
     none does, since a clean model wakes or breaks there as well, or was not tried (a dash where no
@@ -31,7 +31,8 @@ def battery_map(found: Sequence[Submission]) -> Figure:
         found: what `judge` says of the defenses, at least one of them purified.
     """
     rows = ranking.points(found)
-    panels = list(rows.groupby(["attack", "defense"], sort=False))
+    every = list(rows.groupby(["attack", "defense"], sort=False))
+    panels = [(place, part) for place, part in every if set(part["arm"]) != {"start"}] or every
     columns = min(len(panels), 3)
     lines = -(-len(panels) // columns)
     counts = sorted(rows["poisons"].unique())
@@ -73,6 +74,7 @@ def _map(axis: Axes, part: pd.DataFrame, counts: list[int], *, bar: bool) -> Non
                 }
                 text = "–" if pd.isna(value) else f"{value:.0f}"
                 axis.text(column + 0.5, line + 0.5, text, **middle)
+    axis.grid(visible=False)
     axis.set(xlabel="poisoned samples", ylabel="")
     axis.tick_params(axis="y", rotation=0)
 
@@ -90,13 +92,16 @@ def wake_counts(found: Sequence[Submission]) -> Figure:
     figure, axes = new_figure(6.4 * len(attacks) + 1, 0.5 * longest + 1.6, ncols=len(attacks))
     for axis, attack in zip(axes[0], attacks, strict=True):
         here = [one for one in found if one.attack == attack]
+        names = []
         for line, one in enumerate(reversed(here)):
-            for run in one.runs:
-                judged = run.figures
+            purified = [run.figures for run in one.runs if run.figures.counts or run.figures.p_asr]
+            some = 0 < len(purified) < len(one.runs)
+            names.append(one.title + f", {len(purified)} of {len(one.runs)} seeds" * some)
+            if not purified:
+                text: dict[str, Any] = {"va": "center", "fontsize": 9, "backgroundcolor": "white"}
+                axis.text(1, line, "not purified: nothing to wake", **text)
+            for judged in purified:
                 clean = _placed(judged.clean_wake_count, beyond)
-                if not judged.counts and not judged.p_asr:
-                    axis.text(1, line, "not purified: nothing to wake", va="center", fontsize=9)
-                    continue
                 own = _placed(judged.wake_count, beyond)
                 axis.plot([own, clean], [line, line], color=OUT, linewidth=2, zorder=1)
                 axis.plot(clean, line, marker="s", color=CLEAN, linestyle="", markersize=7)
@@ -108,11 +113,10 @@ def wake_counts(found: Sequence[Submission]) -> Figure:
                     "linestyle": "",
                 }
                 axis.plot(own, line, color=AFTER, markerfacecolor=face, **shape)
-        axis.set_yticks(range(len(here)), [one.title for one in reversed(here)])
+        axis.set_yticks(range(len(here)), names)
         axis.set_xscale("log")
         ticks = [NONE, *sorted(set(tried)), beyond]
-        names = ["none", *(f"{tick:g}" for tick in ticks[1:-1]), "more"]
-        axis.set_xticks(ticks, names)
+        axis.set_xticks(ticks, ["none", *(f"{tick:g}" for tick in ticks[1:-1]), "more"])
         axis.minorticks_off()
         axis.set(title=attack, xlabel="poisoned samples that bring ASR to 50 %")
         axis.set_ylim(-0.6, len(here) - 0.4)
