@@ -83,9 +83,13 @@ class Residual(UNet):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W), H and W divisible by 16 -> the same shape, at a bounded distance."""
-        change = super().forward(images).float()
-        size = change.square().mean((1, 2, 3), keepdim=True)
-        return images + change * (self.bound / size.clamp_min(1e-8)).sqrt().clamp(max=1)
+        return images + within(super().forward(images).float(), self.bound)
+
+
+def within(change: Tensor, bound: float) -> Tensor:
+    """Scale each image's change (N, C, H, W) down to a mean square of at most `bound`."""
+    size = change.square().mean((1, 2, 3), keepdim=True)
+    return change * (bound / size.clamp_min(1e-8)).sqrt().clamp(max=1)
 
 
 def fresh(
