@@ -17,7 +17,10 @@ from ppr_core.runtime import Record
 from ppr_core.training.fit import Schedule, fit, make_optimizer
 from ppr_core.weights import snapshot
 
-TOO_FAST = "its first epoch costs too much accuracy: nothing was changed; lower schedule.lr"
+TOO_FAST = (
+    "unready rate: the first epoch costs too much accuracy, so that nothing was changed; lower "
+    "schedule.lr"
+)
 
 
 class DistReg(Defense):
@@ -31,6 +34,7 @@ class DistReg(Defense):
     costs more accuracy than allowed on held-out images, where there are any.
     """
 
+    version: ClassVar[int] = 2
     source: ClassVar[str] = "Siddiqui et al. 2025, arXiv:2505.22310, and its released code"
 
     alpha: float = Field(1.0, ge=0, description="weight of the distance")

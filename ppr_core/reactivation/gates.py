@@ -34,7 +34,7 @@ class Gates(Settings):
     lost: float = Field(10.0, description="most C-Acc that a defense may cost, points")
     doubts: list[str] = Field(
         ["saturated", "uncertain", "unready"],
-        description="words of a warning that tell of a failed inversion",
+        description="words of a warning that tell of a failed inversion, or of nothing changed",
     )
     still: float = Field(0.2, description="least movement of the weights, times a clean model's")
     wrecked: float = Field(0.5, description="most of the admissible cells that break the model")
@@ -74,7 +74,7 @@ class Gates(Settings):
 
     def _defense(self, found: Evidence) -> list[str]:
         said = [
-            f"The defense doubts its own inversion ({warning})."
+            f"The defense doubts its own work ({warning})."
             for warning in self.doubted(found.warnings)
         ]
         if _below(found.c_acc, found.victim_c_acc, self.lost):

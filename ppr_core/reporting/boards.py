@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from ppr_core.defenses.dist_reg import DistReg
+from ppr_core.defenses.parts.masks import MaskPruning
 from ppr_core.errors import DataError, need
 from ppr_core.lab.plan import Plan
 from ppr_core.reporting import claims, tables
@@ -21,7 +23,7 @@ FORMATS = {
 NEEDED = ("dataset", "model", "poison_rate", "attack", "defense", "seed", "rho", "status")
 SCORES = ("q_", "qe_", "q1_")  # of QRA; without the control's they are of an older measure
 CONTROL = "q_unseen_p_asr"
-UNKNOWN = "diagnostics not kept"  # status of a row whose inversion may have failed unseen
+UNKNOWN = "diagnostics not kept"  # status of a row whose defense may have failed unseen
 
 
 def printed(evidence: Evidence, kind: str) -> str:
@@ -34,7 +36,8 @@ def read(plan: Plan, file: str | Path) -> Evidence:
 
     QRA's scores of a table without those on the unseen clean model come from an older measure,
     whose control was another; they are left out. Of a table without the warnings of its defenses,
-    the rows of those that invert a trigger are not judged: an inversion may have failed.
+    the rows of those that invert a trigger, or prune by masks, are not judged: an inversion may
+    have failed, or nothing have been pruned.
 
     Raises:
         DataError: no such file, or no table of cells.
@@ -52,9 +55,13 @@ def read(plan: Plan, file: str | Path) -> Evidence:
     if CONTROL not in rows:
         rows = rows.drop(columns=[name for name in rows if str(name).startswith(SCORES)])
     if "warnings" not in rows:
-        inverting = {label for (label, _), m in plan.defenses.items() if hasattr(m, "inversion")}
-        rows.loc[rows["defense"].isin(inverting) & (rows["status"] == "done"), "status"] = UNKNOWN
+        doubting = {label for (label, _), method in plan.defenses.items() if _may_doubt(method)}
+        rows.loc[rows["defense"].isin(doubting) & (rows["status"] == "done"), "status"] = UNKNOWN
     return Evidence(with_settings(plan, rows))
+
+
+def _may_doubt(method: object) -> bool:
+    return hasattr(method, "inversion") or isinstance(method, MaskPruning | DistReg)
 
 
 def _union(evidence: Evidence) -> pd.DataFrame:

@@ -236,7 +236,8 @@ def purified(rows: pd.DataFrame) -> pd.DataFrame:
 def withheld(rows: pd.DataFrame, *, any_accuracy: bool = False) -> pd.Series:
     """Say of each cell why no claim is judged by it; empty where one may be.
 
-    A defense is not judged where it doubts its own inversion, nor on an attack that did not
+    A defense is not judged where it doubts its own work (an inversion, or that it changed
+    nothing), nor on an attack that did not
     implant, nor where it has lost its accuracy. What is wrong with a control stays: it is what
     some claims are about.
 
@@ -256,7 +257,7 @@ def withheld(rows: pd.DataFrame, *, any_accuracy: bool = False) -> pd.Series:
     check = Gates()
     if "warnings" in rows:
         told = rows["warnings"].fillna("").astype(str).str.split(MARK, regex=False)
-        why[[bool(check.doubted(texts)) for texts in told]] = "it doubts its own inversion"
+        why[[bool(check.doubted(texts)) for texts in told]] = "it doubts its own work"
     why[defended & (victims["o_asr"] < threshold("implanted"))] = "the attack did not implant"
     return why
 

@@ -1,5 +1,7 @@
 import pytest
 
+from ppr_core.defenses.dist_reg import TOO_FAST
+from ppr_core.defenses.parts.masks import UNREADY
 from ppr_core.reactivation.gates import Evidence, Gates, ratio
 
 FINE = Evidence(
@@ -27,9 +29,11 @@ def test_a_sound_row_passes():
         ({"victim_c_acc": 80.9}, "far below its clean twin's (91.0 %): architecture or norm"),
         ({"victim_asr": 89.9}, "ASR is 89.9 %, below 90 %: the backdoor was not implanted"),
         ({"clean_p_asr": 50.6}, "brings the clean model to 50.6 % ASR: it implants"),
-        ({"warnings": ["saturated mask: its mean is 0.99"]}, "doubts its own inversion (satur"),
-        ({"warnings": ["uncertain label: it has only 30%"]}, "doubts its own inversion (uncert"),
-        ({"warnings": ["unready generator: it starts at 0.4"]}, "doubts its own inversion (unread"),
+        ({"warnings": ["saturated mask: its mean is 0.99"]}, "doubts its own work (satur"),
+        ({"warnings": ["uncertain label: it has only 30%"]}, "doubts its own work (uncert"),
+        ({"warnings": ["unready generator: it starts at 0.4"]}, "doubts its own work (unread"),
+        ({"warnings": [UNREADY]}, "doubts its own work (unready masks: no thr"),
+        ({"warnings": [TOO_FAST]}, "doubts its own work (unready rate: the first ep"),
         ({"c_acc": 79.9}, "costs C-Acc: 79.9 % after it, 90.0 % before, more than 10 points"),
         ({"moved": 0.01}, "moves this model's weights 0.01 times as far as a clean model's"),
         ({"wrecked": 0.75}, "breaks this model in 75% of the cells"),
@@ -51,7 +55,7 @@ def test_each_check_says_one_sentence(changed, says):
         {"c_acc": 80.0},
         {"moved": 0.2},
         {"wrecked": 0.5},
-        {"warnings": ["no threshold tried keeps the accuracy: nothing was pruned"]},
+        {"warnings": ["short search: 93% of its steps only lowered the image MSE"]},
     ],
 )
 def test_thresholds_are_the_last_that_pass(changed):

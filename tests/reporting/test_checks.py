@@ -50,7 +50,7 @@ def test_each_check_gates_the_rows_it_is_about(made, says, who):
 
 def test_a_doubt_about_the_inversion_gates_its_own_row():
     said = failed(rows(), ((), (), (), ("uncertain label: it has only 30% of the votes",)))
-    assert "doubts its own inversion" in said["ft"] and said["ep"] == ""
+    assert "doubts its own work" in said["ft"] and said["ep"] == ""
 
 
 def test_the_decision_is_that_of_the_gates():

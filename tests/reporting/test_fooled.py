@@ -138,7 +138,7 @@ def test_a_defense_that_doubts_its_own_inversion_is_not_judged():
     rows.loc[rows["defense"] == "bti", "warnings"] = "uncertain label: it has 30% of the votes"
     found = verdict(1, Evidence(rows))
     assert found.verdict == "yes"
-    assert "bti/badnet: it doubts its own inversion" in found.left_out
+    assert "bti/badnet: it doubts its own work" in found.left_out
     rows["warnings"] = "short search: 90% of its steps only lowered the image MSE"
     assert verdict(1, Evidence(rows)).verdict == "no", "that is no reason to look away"
 

@@ -21,6 +21,11 @@ from ppr_core.weights import snapshot
 
 Judge = Callable[[nn.Module], Record]
 
+UNREADY = (
+    "unready masks: no threshold tried keeps the accuracy, so that nothing was pruned; use more "
+    "steps, lower thresholds or a wider c_acc_drop"
+)
+
 
 class Masks:
     """One mask a batch-norm channel, all layers end to end in one vector.
@@ -123,6 +128,7 @@ class MaskPruning(Defense):
     BackdoorBench chooses it; that oracle is an option here, and validation C-Acc decides.
     """
 
+    version: ClassVar[int] = 2
     privileges: ClassVar[str] = "none; with select oracle_asr: test ASR and C-Acc"
     needs: ClassVar[tuple[str, ...]] = ("batch norm",)
 
@@ -182,7 +188,7 @@ class MaskPruning(Defense):
             rows = try_thresholds(model, masks, self.tau_grid, judge)
             tau, info = self._choose(rows), {"sweep": rows}
             if tau < 0:
-                info["warnings"] = ["no threshold tried keeps the accuracy: nothing was pruned"]
+                info["warnings"] = [UNREADY]
         pruned = prune(model, masks, tau)
         info |= {"tau": tau, "pruned": pruned, "channels": sum(map(len, masks.values()))}
         return Outcome(model, [], info, {f"mask.{name}": mask for name, mask in masks.items()})
