@@ -17,7 +17,7 @@ from ppr_core.lab.places import ROOT
 from ppr_core.lab.plan import Plan
 from ppr_core.lab.study import Study
 from ppr_core.reporting import results
-from tests.benchmarks import inversion, rivals, scaled, separation
+from tests.benchmarks import inversion, pruning, rivals, scaled, separation
 from tests.browser import screenshots
 from tests.conftest import TINY_STUDY
 
@@ -134,6 +134,8 @@ def test_its_tables_are_those_of_the_runs():
     assert separation.ranks() in further
     assert rivals.table() in further
     assert inversion.table() in further
+    assert pruning.chosen() in further
+    assert pruning.frontier() in further
     assert results.markdown_table(pd.read_csv(RESULTS / "implants.csv")) in further
 
 
