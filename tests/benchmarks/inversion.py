@@ -64,7 +64,9 @@ class KeptInversion(Inversion):
             images = frozen.normalise(pixels)
             return F.mse_loss(generator(images), images)
 
+        clock = time.process_time()
         fit(generator, data, self.pretrain, rng=rng, loss=loss)
+        print(f"a start without the victim: {time.process_time() - clock:.0f} CPU seconds")
 
 
 def budget(kind, pretrain, decouple, generate):
