@@ -30,7 +30,8 @@ class Outcome:
     Attributes:
         model: the new model, in eval mode; the one passed in is never changed.
         history: one record an epoch.
-        info: findings worth a row: labels detected, settings chosen, warnings, ...
+        info: findings worth a row: labels detected, settings chosen, ...; under "warnings" what the
+            method doubts: with one that says saturated, uncertain or unready a row has no verdict.
         tensors: further results to keep, such as masks, by name.
         cost: passes, seconds and memory; filled by the base class.
     """
